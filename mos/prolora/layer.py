@@ -1,0 +1,56 @@
+import torch
+from peft.tuners._buffer_dict import BufferDict
+from torch import Tensor, nn
+
+from mos.base import LowRankLayer
+from mos.prolora.config import ProloraConfig
+
+
+def spread(chunk: Tensor, copies: int, width: int) -> Tensor:
+    """Lay `copies` of a chunk side by side, the i-th rotated by i along the rank, and cut them to `width`.
+
+    chunk: (r - u, ceil(width / copies)) -> (r - u, width); row j of copy i is row (j + i) mod (r - u) of the chunk
+    """
+    return torch.cat([chunk.roll(-i, 0) for i in range(copies)], 1)[:, :width]
+
+
+class ProloraLayer(LowRankLayer):
+    adapter_layer_names = ("prolora_A", "prolora_B", "prolora_unshared_A", "prolora_unshared_B")
+    other_param_names = (*LowRankLayer.other_param_names, "sharing", "prolora_shape")
+
+    def __init__(self, base_layer: nn.Module, **kwargs: object) -> None:
+        super().__init__(base_layer, **kwargs)
+        self.prolora_A = nn.ParameterDict()  # (r - u, ceil(h / m)), the chunk A0
+        self.prolora_B = nn.ParameterDict()  # (ceil(o / n), r - u)
+        self.prolora_unshared_A = nn.ParameterDict()  # (u, h), only if u > 0
+        self.prolora_unshared_B = nn.ParameterDict()  # (o, u)
+        self.prolora_shape = BufferDict(persistent=True)  # (o, h): the chunks in the file do not tell where to cut
+        self.sharing: dict[str, tuple[int, int]] = {}  # m, n
+
+    def create(self, adapter: str, config: ProloraConfig) -> None:
+        h, o, u, shared = self.in_features, self.out_features, config.unshared_rank, config.r - config.unshared_rank
+        self.sharing[adapter] = m, n = config.sharing_a, config.sharing_b
+        self.prolora_shape[adapter] = torch.tensor([o, h])
+        self.prolora_A[adapter] = nn.Parameter(torch.empty(shared, -(-h // m)))
+        self.prolora_B[adapter] = nn.Parameter(torch.empty(-(-o // n), shared))
+        if u:
+            self.prolora_unshared_A[adapter] = nn.Parameter(torch.empty(u, h))
+            self.prolora_unshared_B[adapter] = nn.Parameter(torch.empty(o, u))
+        self.reset_parameters(adapter, config.init_weights)
+
+    def reset_parameters(self, adapter: str, init_weights: bool) -> None:
+        """A uniform with the bound of the full h, also for a chunk, which is narrower (rectified); B zero."""
+        bound = self.in_features**-0.5
+        for a, b in ((self.prolora_A, self.prolora_B), (self.prolora_unshared_A, self.prolora_unshared_B)):
+            if adapter in a:
+                nn.init.uniform_(a[adapter], -bound, bound)
+                nn.init.zeros_(b[adapter]) if init_weights else nn.init.normal_(b[adapter], std=bound)
+
+    def factors(self, adapter: str) -> tuple[Tensor, Tensor]:
+        m, n = self.sharing[adapter]
+        a = spread(self.prolora_A[adapter], m, self.in_features)  # (r - u, h)
+        b = spread(self.prolora_B[adapter].T, n, self.out_features).T  # (o, r - u)
+        if adapter not in self.prolora_unshared_A:
+            return a, b
+        a = torch.cat([a, self.prolora_unshared_A[adapter]])  # (r, h)
+        return a, torch.cat([b, self.prolora_unshared_B[adapter]], 1)  # (o, r)

@@ -1,0 +1,10 @@
+"""Tied LoRA: one pair of factors for the query, key and value projections of all blocks (a baseline)."""
+
+from mos.registration import register
+from mos.tied_lora.config import TiedLoraConfig
+from mos.tied_lora.layer import TiedLoraLayer
+from mos.tied_lora.model import TiedLoraModel
+
+__all__ = ["TiedLoraConfig", "TiedLoraLayer", "TiedLoraModel"]
+
+register("tied_lora", TiedLoraConfig, TiedLoraModel)

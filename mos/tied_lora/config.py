@@ -1,0 +1,15 @@
+from dataclasses import dataclass, field
+
+from mos.base import LowRankConfig
+from mos.registration import add_peft_type
+
+
+@dataclass
+class TiedLoraConfig(LowRankConfig):
+    """Settings of Tied LoRA. Trainable parameters, with w = h + 2 h_kv rows of q, k and v: r (h + w) + L (r + w)."""
+
+    r: int = field(default=280, metadata={"help": "Rank of the update"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = add_peft_type("TIED_LORA")

@@ -1,0 +1,38 @@
+from typing import Any
+
+from torch import nn
+
+from mos.base import ATTENTION_INPUTS, LLAMA_LIKE, LowRankModel, in_out_features
+from mos.tied_lora.config import TiedLoraConfig
+from mos.tied_lora.layer import Hosts, TiedLoraLayer
+
+
+class TiedLoraModel(LowRankModel):
+    """A layer `model.layers.3.self_attn.q_proj` belongs to the block `model.layers.3.self_attn`, its type is `q_proj`."""
+
+    prefix = "tied_lora_"
+    tuner_layer_cls = TiedLoraLayer
+    target_module_mapping = dict.fromkeys(LLAMA_LIKE, ATTENTION_INPUTS)
+
+    def check_targets(self, config: TiedLoraConfig, targets: dict[str, nn.Module]) -> None:
+        first: dict[str, tuple[str, int]] = {}
+        for name, layer in targets.items():
+            h, o = in_out_features(layer)
+            for kind, width in (("in", h), (f"out of {name.rpartition('.')[2]}", o)):
+                host, expected = first.setdefault(kind, (name, width))
+                if width != expected:
+                    side = "inputs" if kind == "in" else "outputs"
+                    raise ValueError(
+                        f"'{name}' has {width} {side}, but '{host}' has {expected}: Tied LoRA shares one factor between "
+                        "them. Set target_modules to layers of equal width, such as [q_proj, k_proj, v_proj]."
+                    )
+
+    def inject_adapter(self, *args: Any, **kwargs: Any) -> None:
+        self._first: dict[str, TiedLoraLayer] = {}  # of the model, by type and by block
+        super().inject_adapter(*args, **kwargs)
+        self._first.clear()  # layers must stay reachable through the model only, for copies and unloading
+
+    def shared(self, adapter_name: str, key: str, layer: TiedLoraLayer) -> dict[str, Hosts]:
+        block, _, kind = key.rpartition(".")
+        names = ("model", f"type {kind}", f"block {block}")
+        return {"hosts": Hosts(*(self._first.setdefault(name, layer) for name in names))}
