@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -89,19 +89,19 @@ class LowRankLayer(nn.Module, BaseTunerLayer):
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
 
-    def create(self, adapter: str, config: Any, **shared: Any) -> None:
-        """Make and initialise the adapter's parameters on this layer."""
+    def create(self, adapter: str, config: Any, shared: Any) -> None:
+        """Make and initialise the adapter's parameters on this layer; `shared` comes from `LowRankModel.shared`."""
         raise NotImplementedError
 
     def factors(self, adapter: str) -> tuple[Tensor, Tensor]:
         """The factors A (r, h) and B (o, r) of this layer's update, without the scaling; gradients flow back."""
         raise NotImplementedError
 
-    def update_layer(self, adapter: str, config: LowRankConfig, **shared: Any) -> None:
+    def update_layer(self, adapter: str, config: LowRankConfig, shared: Any = None) -> None:
         self.r[adapter] = config.r
         self.scaling[adapter] = config.alpha / config.r
         self.dropout[adapter] = nn.Dropout(config.dropout)
-        self.create(adapter, config, **shared)
+        self.create(adapter, config, shared)
         self._move_adapter_to_device_of_base_layer(adapter)
 
     def update(self, x: Tensor, adapter: str) -> Tensor:
@@ -192,9 +192,8 @@ class LowRankModel(BaseTuner):
     def check_targets(self, config: Any, targets: dict[str, nn.Module]) -> None:
         """Refuse (ValueError), before any layer is replaced, what the method cannot do to these base layers."""
 
-    def shared(self, adapter_name: str, key: str, layer: Any) -> dict[str, Any]:
-        """What `create` of the layer at `key` needs of the other layers."""
-        return {}
+    def shared(self, adapter_name: str, key: str, layer: Any) -> Any:
+        """What the layer at `key` needs to know of the other layers."""
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         config = self._prepare_adapter_config(self.peft_config[adapter_name], self.get_model_config(model))
@@ -202,7 +201,7 @@ class LowRankModel(BaseTuner):
         self.check_targets(config, self._targets(model, config))
         super().inject_adapter(model, adapter_name, *args, **kwargs)
 
-    def _targets(self, model: nn.Module, config: LowRankConfig) -> dict[str, nn.Module]:
+    def _targets(self, model: nn.Module, config: Any) -> dict[str, nn.Module]:
         targets = {}
         inside = None  # of a layer that an earlier adapter wrapped
         for key, module in model.named_modules():
@@ -217,18 +216,18 @@ class LowRankModel(BaseTuner):
 
     def _create_and_replace(
         self,
-        peft_config: LowRankConfig,
+        peft_config: Any,
         adapter_name: str,
         target: nn.Module,
         target_name: str,
         parent: nn.Module,
         current_key: str,
-        **kwargs: Any,
+        parameter_name: str | None = None,
     ) -> None:
         layer = target
         if not isinstance(layer, self.tuner_layer_cls):
             layer = self.tuner_layer_cls(target, **get_quantization_kwargs(self.model))
-        layer.update_layer(adapter_name, peft_config, **self.shared(adapter_name, current_key, layer))
+        layer.update_layer(adapter_name, peft_config, self.shared(adapter_name, current_key, layer))
         layer.set_adapter(self.active_adapters)
         if layer is not target:
             self._replace_module(parent, target_name, layer, target)
@@ -265,8 +264,7 @@ class LowRankModel(BaseTuner):
 
 def in_out_features(layer: nn.Module) -> tuple[int, int]:
     """The widths h and o of a linear layer of any kind."""
-    in_features, out_features = _get_in_out_features(layer)
-    return in_features, out_features
+    return cast(tuple[int, int], _get_in_out_features(layer))
 
 
 def check_linear(name: str, layer: nn.Module) -> None:

@@ -27,12 +27,12 @@ class ProloraLayer(LowRankLayer):
         self.prolora_shape = BufferDict(persistent=True)  # (o, h): the chunks in the file do not tell where to cut
         self.sharing: dict[str, tuple[int, int]] = {}  # m, n
 
-    def create(self, adapter: str, config: ProloraConfig) -> None:
-        h, o, u, shared = self.in_features, self.out_features, config.unshared_rank, config.r - config.unshared_rank
+    def create(self, adapter: str, config: ProloraConfig, shared: None) -> None:
+        h, o, u, rank = self.in_features, self.out_features, config.unshared_rank, config.r - config.unshared_rank
         self.sharing[adapter] = m, n = config.sharing_a, config.sharing_b
         self.prolora_shape[adapter] = torch.tensor([o, h])
-        self.prolora_A[adapter] = nn.Parameter(torch.empty(shared, -(-h // m)))
-        self.prolora_B[adapter] = nn.Parameter(torch.empty(-(-o // n), shared))
+        self.prolora_A[adapter] = nn.Parameter(torch.empty(rank, -(-h // m)))
+        self.prolora_B[adapter] = nn.Parameter(torch.empty(-(-o // n), rank))
         if u:
             self.prolora_unshared_A[adapter] = nn.Parameter(torch.empty(u, h))
             self.prolora_unshared_B[adapter] = nn.Parameter(torch.empty(o, u))

@@ -32,8 +32,8 @@ class TiedLoraLayer(LowRankLayer):
         self.tied_lora_v = nn.ParameterDict()  # (o), on every layer
         self.hosts: dict[str, Hosts] = {}  # not registered: the file holds each tensor once
 
-    def create(self, adapter: str, config: TiedLoraConfig, hosts: Hosts) -> None:
-        self.hosts[adapter] = hosts
+    def create(self, adapter: str, config: TiedLoraConfig, shared: Hosts) -> None:
+        self.hosts[adapter] = hosts = shared
         h, o, r = self.in_features, self.out_features, config.r
         if hosts.model is self:
             self.tied_lora_A[adapter] = nn.Parameter(torch.empty(r, h))

@@ -8,7 +8,7 @@ from mos.tied_lora.layer import Hosts, TiedLoraLayer
 
 
 class TiedLoraModel(LowRankModel):
-    """A layer `model.layers.3.self_attn.q_proj` belongs to the block `model.layers.3.self_attn`, its type is `q_proj`."""
+    """The layer `model.layers.3.self_attn.q_proj` is of the block `model.layers.3.self_attn` and the type `q_proj`."""
 
     prefix = "tied_lora_"
     tuner_layer_cls = TiedLoraLayer
@@ -23,8 +23,8 @@ class TiedLoraModel(LowRankModel):
                 if width != expected:
                     side = "inputs" if kind == "in" else "outputs"
                     raise ValueError(
-                        f"'{name}' has {width} {side}, but '{host}' has {expected}: Tied LoRA shares one factor between "
-                        "them. Set target_modules to layers of equal width, such as [q_proj, k_proj, v_proj]."
+                        f"'{name}' has {width} {side}, but '{host}' has {expected}: Tied LoRA ties one factor across "
+                        "both. Set target_modules to layers of equal width, such as [q_proj, k_proj, v_proj]."
                     )
 
     def inject_adapter(self, *args: Any, **kwargs: Any) -> None:
@@ -32,7 +32,7 @@ class TiedLoraModel(LowRankModel):
         super().inject_adapter(*args, **kwargs)
         self._first.clear()  # layers must stay reachable through the model only, for copies and unloading
 
-    def shared(self, adapter_name: str, key: str, layer: TiedLoraLayer) -> dict[str, Hosts]:
+    def shared(self, adapter_name: str, key: str, layer: TiedLoraLayer) -> Hosts:
         block, _, kind = key.rpartition(".")
         names = ("model", f"type {kind}", f"block {block}")
-        return {"hosts": Hosts(*(self._first.setdefault(name, layer) for name in names))}
+        return Hosts(*(self._first.setdefault(name, layer) for name in names))
