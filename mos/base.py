@@ -39,7 +39,7 @@ class LowRankConfig(PeftConfig):
     Raises ValueError for a rank or a dropout out of range, and for settings that contradict each other.
     """
 
-    r: int = field(default=8, metadata={"help": "Rank of the update"})
+    r: int | None = field(default=8, metadata={"help": "Rank of the update"})
     alpha: float = field(default=16.0, metadata={"help": "The update is scaled by alpha / r"})
     dropout: float = field(default=0.0, metadata={"help": "Dropout on the adapter's input while training"})
     target_modules: list[str] | set[str] | str | None = field(
@@ -60,7 +60,7 @@ class LowRankConfig(PeftConfig):
             self.target_modules = set(self.target_modules)
         if isinstance(self.exclude_modules, list):
             self.exclude_modules = set(self.exclude_modules)
-        if self.r < 1:
+        if self.r is not None and self.r < 1:
             raise ValueError(f"r={self.r} must be at least 1.")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout={self.dropout} must be in [0, 1).")
@@ -97,9 +97,13 @@ class LowRankLayer(nn.Module, BaseTunerLayer):
         """The factors A (r, h) and B (o, r) of this layer's update, without the scaling; gradients flow back."""
         raise NotImplementedError
 
+    def rank(self, config: Any, shared: Any) -> int:
+        """The rank r of the update on this layer."""
+        return cast(int, config.r)
+
     def update_layer(self, adapter: str, config: LowRankConfig, shared: Any = None) -> None:
-        self.r[adapter] = config.r
-        self.scaling[adapter] = config.alpha / config.r
+        self.r[adapter] = self.rank(config, shared)
+        self.scaling[adapter] = config.alpha / self.r[adapter]
         self.dropout[adapter] = nn.Dropout(config.dropout)
         self.create(adapter, config, shared)
         self._move_adapter_to_device_of_base_layer(adapter)
