@@ -1,0 +1,101 @@
+"""GSM8K: grade-school arithmetic, 8-shot chain of thought, exact match of the last number (protocol section d)."""
+
+import re
+from collections.abc import Sequence
+
+from data_prep.benchmarks import GSM8K
+from data_prep.chat import user_prompt
+from eval.benchmarks import Item, Settings, Verdict, matches
+
+# The eight exemplars of Wei et al. 2022, "Chain-of-thought prompting", Table 20: question, reasoning, answer.
+EXEMPLARS = (
+    (
+        "There are 15 trees in the grove. Grove workers will plant trees in the grove today. After they are done, "
+        "there will be 21 trees. How many trees did the grove workers plant today?",
+        "There are 15 trees originally. Then there were 21 trees after some more were planted. So there must have been "
+        "21 - 15 = 6. So the answer is 6.",
+    ),
+    (
+        "If there are 3 cars in the parking lot and 2 more cars arrive, how many cars are in the parking lot?",
+        "There are originally 3 cars. 2 more cars arrive. 3 + 2 = 5. So the answer is 5.",
+    ),
+    (
+        "Leah had 32 chocolates and her sister had 42. If they ate 35, how many pieces do they have left in total?",
+        "Originally, Leah had 32 chocolates. Her sister had 42. So in total they had 32 + 42 = 74. After eating 35, "
+        "they had 74 - 35 = 39. So the answer is 39.",
+    ),
+    (
+        "Jason had 20 lollipops. He gave Denny some lollipops. Now Jason has 12 lollipops. How many lollipops did "
+        "Jason give to Denny?",
+        "Jason started with 20 lollipops. Then he had 12 after giving some to Denny. So he gave Denny 20 - 12 = 8. So "
+        "the answer is 8.",
+    ),
+    (
+        "Shawn has five toys. For Christmas, he got two toys each from his mom and dad. How many toys does he have "
+        "now?",
+        "Shawn started with 5 toys. If he got 2 toys each from his mom and dad, then that is 4 more toys. 5 + 4 = 9. "
+        "So the answer is 9.",
+    ),
+    (
+        "There were nine computers in the server room. Five more computers were installed each day, from monday to "
+        "thursday. How many computers are now in the server room?",
+        "There were originally 9 computers. For each of 4 days, 5 more computers were added. So 5 * 4 = 20 computers "
+        "were added. 9 + 20 is 29. So the answer is 29.",
+    ),
+    (
+        "Michael had 58 golf balls. On tuesday, he lost 23 golf balls. On wednesday, he lost 2 more. How many golf "
+        "balls did he have at the end of wednesday?",
+        "Michael started with 58 golf balls. After losing 23 on tuesday, he had 58 - 23 = 35. After losing 2 more, he "
+        "had 35 - 2 = 33 golf balls. So the answer is 33.",
+    ),
+    (
+        "Olivia has $23. She bought five bagels for $3 each. How much money does she have left?",
+        "Olivia had 23 dollars. 5 bagels for 3 dollars each will be 5 x 3 = 15 dollars. So she has 23 - 15 dollars "
+        "left. 23 - 15 is 8. So the answer is 8.",
+    ),
+)
+
+
+def prefix(shots: Sequence[tuple[str, str]]) -> str:
+    """Instruction and worked examples, each a (question, reasoning)."""
+    head = "Answer the following questions.\n\n" if shots else "Answer the following question.\n\n"
+    return head + "".join(f"Question: {question}\nAnswer: {reasoning}\n\n" for question, reasoning in shots)
+
+
+def prompt(question: str, shots: Sequence[tuple[str, str]], settings: Settings) -> str:
+    """The whole text given to the model, without `<s>`."""
+    content = f"{prefix(shots)}Question: {question.strip()}"
+    return user_prompt(content, "Answer:") if settings.chat else f"{content}\nAnswer:"
+
+
+def items(raw: GSM8K, tokenizer: object, settings: Settings) -> list[Item]:
+    """One item per test question; the task is the whole benchmark."""
+    shots = EXEMPLARS[: settings.shots]
+    return [
+        Item(id=str(i), task="gsm8k", prompt=prompt(row.question, shots, settings), gold=gold(row.answer))
+        for i, row in enumerate(raw.test)
+    ]
+
+
+def gold(answer: str) -> str:
+    """The number after the first `####` of a gold answer. Raises ValueError if there is none."""
+    parts = answer.split("####")
+    if len(parts) < 2:
+        raise ValueError(f"A GSM8K answer needs '####' before its number; this one is {answer[:80]!r}.")
+    return _drop_commas(parts[1].strip())
+
+
+def parse(output: str, item: Item | None = None) -> str:
+    """The last number of the text, or the whole text; the pattern keeps the sign of decimals only."""
+    text = _drop_commas(output)
+    numbers = re.findall(r"[-+]?\d*\.\d+|\d+", text)
+    return numbers[-1] if numbers else text
+
+
+def score(item: Item, predictions: Sequence[str]) -> Verdict:
+    """100 if the number equals the gold one as text without punctuation: `-10` equals `10`, `5.0` is not `5`."""
+    return Verdict({"gsm8k": 100.0 * matches(predictions[0], item.gold)})
+
+
+def _drop_commas(text: str) -> str:
+    return re.sub(r"(\d),(\d)", r"\1\2", text)  # one pass, not overlapping: `1,2,3` becomes `12,3`

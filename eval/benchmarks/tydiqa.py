@@ -1,0 +1,143 @@
+"""TyDi QA, gold passage: 1-shot reading comprehension, SQuAD v1.1 metric per language (protocol section d)."""
+
+import random
+import re
+import string
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+from data_prep.benchmarks import TyDiQA, TyDiQuestion
+from data_prep.chat import user_prompt
+from eval.benchmarks import Item, Settings, Verdict
+
+
+class Words(NamedTuple):
+    """What a language calls the parts of the prompt."""
+
+    instruction: str
+    passage: str
+    question: str
+    answer: str
+
+
+WORDS = {
+    "arabic": Words("أجب على السؤال التالي بناءً على المعلومات في المقطع المعطى.", "المقطع:", "السؤال:", "الإجابة:"),
+    "bengali": Words("প্রদত্ত অধ্যায়ের তথ্যের উপর ভিত্তি করে নিম্নলিখিত প্রশ্নের উত্তর দিন।", "অধ্যায়:", "প্রশ্ন:", "উত্তর:"),
+    "english": Words(
+        "Answer the following question based on the information in the given passage.",
+        "Passage:",
+        "Question:",
+        "Answer:",
+    ),
+    "finnish": Words(
+        "Vastaa seuraavaan kysymykseen annetun kappaleen tiedon perusteella.", "Kappale:", "Kysymys:", "Vastaus:"
+    ),
+    "indonesian": Words(
+        "Jawab pertanyaan berikut berdasarkan informasi di bagian yang diberikan.", "Bagian:", "Pertanyaan:", "Jawaban:"
+    ),
+    "korean": Words("주어진 문단의 정보에 기반하여 다음 질문에 답하십시오.", "문단:", "질문:", "답변:"),
+    "russian": Words(
+        "Ответьте на следующий вопрос на основе информации в данном отрывке.", "Отрывок:", "Вопрос:", "Ответ:"
+    ),
+    "swahili": Words(
+        "Jibu swali lifuatalo kulingana na habari kwenye kifungu kilichotolewa.", "Kifungu:", "Swali:", "Jibu:"
+    ),
+    "telugu": Words("ఇచ్చిన పేరాలోని సమాచారం ఆధారంగా కింది ప్రశ్నకు సమాధానం ఇవ్వండి.", "పేరా:", "ప్రశ్న:", "సమాధానం:"),
+}
+SEED = 42  # of the draw of the shots
+
+
+class Shot(NamedTuple):
+    """A worked example."""
+
+    context: str
+    question: str
+    answer: str
+
+
+def prompt(language: str, shots: Iterable[Shot], context: str, question: str, settings: Settings) -> str:
+    """The whole text given to the model, without `<s>`."""
+    words = WORDS[language]
+    worked = "".join(f"{_ask(words, s.context, s.question)}{words.answer} {s.answer}\n\n" for s in shots)
+    content = f"{words.instruction}\n\n{worked}{_ask(words, context, question)}"
+    return user_prompt(content, words.answer) if settings.chat else content + words.answer
+
+
+def _ask(words: Words, context: str, question: str) -> str:
+    return f"{words.passage} {context}\n{words.question} {question}\n"
+
+
+def items(raw: TyDiQA, tokenizer: Any, settings: Settings) -> list[Item]:
+    """One item per question of the dev split; the task is the language.
+
+    Raises ValueError for a language without instruction or without training questions.
+    """
+    shorten = lru_cache(maxsize=None)(partial(cut_context, tokenizer=tokenizer, limit=settings.max_context_tokens))
+    shots = {
+        language: [Shot(shorten(row.context), row.question, row.answers[0]) for row in rows]
+        for language, rows in draw_shots(raw, settings.shots).items()
+    }
+    return [
+        Item(
+            id=row.id,
+            task=row.language,
+            prompt=prompt(row.language, shots[row.language], shorten(row.context), row.question, settings),
+            gold=list(row.answers),
+        )
+        for row in raw.dev
+    ]
+
+
+def draw_shots(raw: TyDiQA, count: int) -> dict[str, list[TyDiQuestion]]:
+    """`count` random training questions for each language of the dev split, drawn in alphabetical order, seed 42."""
+    draw = random.Random(SEED)
+    return {
+        language: draw.sample(_pool(raw, language, count), count)
+        for language in sorted({row.language for row in raw.dev})
+    }
+
+
+def _pool(raw: TyDiQA, language: str, count: int) -> list[TyDiQuestion]:
+    pool = [row for row in raw.train if row.language == language]
+    if language not in WORDS:
+        raise ValueError(f"TyDi QA has no instruction for the language '{language}'; known are {', '.join(WORDS)}.")
+    if len(pool) < count:
+        raise ValueError(
+            f"TyDi QA needs {count} training question(s) in {language} as shots; the file has {len(pool)}."
+        )
+    return pool
+
+
+def cut_context(context: str, tokenizer: Any, limit: int | None) -> str:
+    """At most `limit` tokens of a passage, `<s>` counted; a cut passage keeps the special tokens as text."""
+    ids = tokenizer.encode(context, verbose=False)
+    return context if limit is None or len(ids) <= limit else tokenizer.decode(ids[:limit])
+
+
+def parse(output: str, item: Item | None = None) -> str:
+    """The whole text, stripped."""
+    return output.strip()
+
+
+def score(item: Item, predictions: Sequence[str]) -> Verdict:
+    """SQuAD v1.1: exact match and token F1, each the best over the gold answers."""
+    return Verdict(
+        {
+            "tydiqa_f1": 100.0 * max(_f1(_words(predictions[0]), _words(answer)) for answer in item.gold),
+            "tydiqa_em": 100.0 * max(_words(predictions[0]) == _words(answer) for answer in item.gold),
+        }
+    )
+
+
+def _words(text: str) -> list[str]:
+    """SQuAD's normalisation, English articles and ASCII punctuation in every language."""
+    bare = text.lower().translate(str.maketrans("", "", string.punctuation))
+    return re.sub(r"\b(a|an|the)\b", " ", bare).split()
+
+
+def _f1(predicted: list[str], gold: list[str]) -> float:
+    """Of the two bags of words; 0 if both are empty."""
+    common = sum((Counter(predicted) & Counter(gold)).values())
+    return 2 * common / (len(predicted) + len(gold)) if common else 0.0
