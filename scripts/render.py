@@ -1,0 +1,308 @@
+"""One renderer for every table: measured beside the paper's numbers, as Markdown, CSV and a plot.
+
+The output depends on the scores alone: no times, dates or paths, so the same runs give the same bytes.
+"""
+
+import io
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+
+from scripts import stats
+from scripts.grid import Row
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+AVERAGE = "avg"
+TITLES = {
+    "mmlu": "MMLU",
+    "bbh": "BBH",
+    "gsm8k": "GSM8K",
+    "tydiqa_f1": "TyDi QA F1",
+    "tydiqa_em": "TyDi QA EM",
+    "humaneval": "HumanEval P@1",
+    AVERAGE: "Avg.",
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What one method reached, over all seeds."""
+
+    method: str
+    rank: int | None
+    params: int | None  # counted, trainable
+    scores: pd.DataFrame  # index seed, a column per table column, percent
+    items: Mapping[str, pd.DataFrame]  # benchmark -> index item id; `task` and table columns, percent, mean over seeds
+
+    @property
+    def average(self) -> float:
+        """Mean over the columns of the means over seeds."""
+        return float(self.scores.mean().mean())
+
+
+def load_paper(path: Path) -> pd.DataFrame:
+    """The paper's printed numbers, as text, indexed by row label and rank ('' where there is none)."""
+    return pd.read_csv(path, dtype=str, keep_default_na=False).set_index(["label", "rank"])
+
+
+def summarise(
+    rows: Sequence[Row], columns: Sequence[str], entries: Mapping[str, Entry], per_task: Collection[str]
+) -> pd.DataFrame:
+    """Everything the table says of the measured side: one line per (row, candidate, column or average).
+
+    per_task: benchmarks whose score is a mean over tasks or languages; the others are means over items.
+    The better candidate of a row is the one with the higher average over its seeds, as the paper reports it.
+    The p-values are Holm-adjusted over all comparisons of the reported candidates of this table.
+    """
+    lines = []
+    for row in rows:
+        run = [entries[method] for method in row.methods if method in entries]
+        won = max(run, key=lambda entry: entry.average) if run else None
+        for entry in run:
+            base = entries.get(row.against or "")
+            for column in [*columns, AVERAGE]:
+                pick = partial(_strata, column=column, columns=columns, per_task=per_task)
+                lines.append(_line(row, entry, column, base, pick) | {"won": entry is won})
+    frame = pd.DataFrame(lines, columns=LINE)
+    tested = frame.index[frame.won & frame.p.notna()]
+    frame["p_holm"] = np.nan
+    frame.loc[tested, "p_holm"] = stats.holm(list(frame.loc[tested, "p"]))
+    return frame
+
+
+LINE = [
+    "label", "rank", "method", "r", "params", "won", "column", "value", "std", "seeds", "n_items", "ci_low", "ci_high",
+    "against", "difference", "p",
+]  # fmt: skip
+
+
+def _line(row: Row, entry: Entry, column: str, base: Entry | None, pick: Callable[..., stats.Strata]) -> dict:
+    per_seed = entry.scores.mean(axis=1) if column == AVERAGE else entry.scores[column]
+    value, std = stats.spread(list(per_seed))
+    low, high = stats.interval(pick(entry.items))
+    line = {
+        "label": row.label, "rank": row.rank or "", "method": entry.method, "r": entry.rank, "params": entry.params,
+        "column": column, "value": value, "std": std, "seeds": len(entry.scores),
+        "n_items": _count(entry.items, column), "ci_low": low, "ci_high": high,
+    }  # fmt: skip
+    if base is None or base is entry or not _same_items(entry, base):
+        return line | {"against": None, "difference": np.nan, "p": np.nan}
+    differences = {b: _difference(entry.items[b], base.items[b]) for b in entry.items}
+    parts = pick(differences)
+    return line | {"against": base.method, "difference": stats.score(parts), "p": stats.p_value(parts)}
+
+
+def _strata(
+    items: Mapping[str, pd.DataFrame], column: str, columns: Sequence[str], per_task: Collection[str]
+) -> stats.Strata:
+    """Strata of one column, or of the average: there, columns over the same items (TyDi QA's two) are added first."""
+    wanted = columns if column == AVERAGE else [column]
+    parts = []
+    for benchmark, frame in items.items():
+        own = [c for c in wanted if c in frame]
+        if own:
+            values = frame[own].sum(axis=1).to_numpy(float) / len(wanted)
+            parts += stats.strata(values, frame["task"].to_numpy(str), benchmark in per_task)
+    return parts
+
+
+def _difference(frame: pd.DataFrame, base: pd.DataFrame) -> pd.DataFrame:
+    scores = frame.columns.drop("task")
+    return (frame[scores] - base.loc[frame.index, scores]).assign(task=frame["task"])
+
+
+def _same_items(entry: Entry, base: Entry) -> bool:
+    return all(set(entry.items[b].index) == set(base.items[b].index) for b in entry.items)
+
+
+def _count(items: Mapping[str, pd.DataFrame], column: str) -> int:
+    return sum(len(frame) for frame in items.values() if column == AVERAGE or column in frame)
+
+
+def markdown(
+    title: str,
+    rows: Sequence[Row],
+    columns: Sequence[str],
+    summary: pd.DataFrame,
+    paper: pd.DataFrame,
+    titles: Mapping[str, str],
+    notes: Sequence[str],
+) -> str:
+    """The table as Markdown: two lines per row, the measured and the paper's, then intervals, comparisons and notes.
+
+    titles: column headings that differ from the usual ones (a stand-in benchmark bears its own name).
+    """
+    shown = [*columns, AVERAGE]
+    head = [TITLES | dict(titles)][0]
+    lines = _grid_lines(rows, shown, summary, paper)
+    table = _pipe(["Method", "Rank", "Source", "# Param.", *(head[c] for c in shown)], lines)
+    intervals = _pipe(["Method", "Rank", *(head[c] for c in shown)], _interval_lines(rows, shown, summary))
+    parts = [f"# {title}", table, "## Notes", "\n".join(f"- {note}" for note in [*notes, *_comparison_notes(summary)])]
+    if not summary.empty:
+        parts += ["## 95% confidence intervals (bootstrap over items, measured)", intervals]
+    return "\n\n".join(parts) + "\n"
+
+
+def _grid_lines(rows: Sequence[Row], shown: Sequence[str], summary: pd.DataFrame, paper: pd.DataFrame) -> list[list]:
+    lines = []
+    for row in rows:
+        printed = paper.loc[(row.label, row.rank or "")]
+        mark = "†" if printed["copied_from_prolora"] == "true" else ""
+        best = _reported(summary, row)
+        if best.empty:
+            measured = [row.rank or "-", "measured", "-", *(["not run"] + [""] * (len(shown) - 1))]
+        else:
+            measured = [_rank(row, best), "measured", _params(best), *(_cell(best.loc[c]) for c in shown)]
+        lines.append([row.label, *measured])
+        lines.append([row.label, row.rank or "-", f"paper{mark}", printed["params"] or "-", *(printed[c] for c in shown)])
+    return lines
+
+
+def _interval_lines(rows: Sequence[Row], shown: Sequence[str], summary: pd.DataFrame) -> list[list]:
+    lines = []
+    for row in rows:
+        best = _reported(summary, row)
+        if not best.empty:
+            cells = [f"{best.loc[c, 'ci_low']:.1f} to {best.loc[c, 'ci_high']:.1f}" for c in shown]
+            lines.append([row.label, _rank(row, best), *cells])
+    return lines
+
+
+def _reported(summary: pd.DataFrame, row: Row) -> pd.DataFrame:
+    """The lines of the row's better candidate, indexed by column; empty where the row did not run."""
+    mine = (summary.label == row.label) & (summary["rank"] == (row.rank or "")) & summary.won.astype(bool)
+    return summary[mine].set_index("column")
+
+
+def _rank(row: Row, best: pd.DataFrame) -> str:
+    rank = best["r"].iloc[0]
+    if pd.isna(rank):
+        return "-"
+    return str(int(rank)) if row.rank == str(int(rank)) else f"{int(rank)} (of {row.rank})"
+
+
+def _params(best: pd.DataFrame) -> str:
+    params = best["params"].iloc[0]
+    return "-" if pd.isna(params) else f"{int(params):,}"
+
+
+def _cell(line: pd.Series) -> str:
+    text = f"{line['value']:.2f}" + ("" if pd.isna(line["std"]) else f" ± {line['std']:.2f}")
+    return f"{text} {_mark(line)}".rstrip()
+
+
+def _mark(line: pd.Series) -> str:
+    if pd.isna(line["p_holm"]) or line["p_holm"] >= stats.LEVEL:
+        return ""
+    return "▲" if line["difference"] > 0 else "▼"
+
+
+def _comparison_notes(summary: pd.DataFrame) -> list[str]:
+    tested = summary[summary.p_holm.notna()]
+    if tested.empty:
+        return ["No paired test: no row was run together with the LoRA of its budget."]
+    marked = tested[tested.p_holm < stats.LEVEL]
+    notes = [
+        f"▲ better, ▼ worse than LoRA at the same budget: paired sign-flip test over items, Holm-adjusted over the "
+        f"{len(tested)} comparisons of this table, 5% level. {len(marked)} of {len(tested)} are significant; an unmarked "
+        f"number in a tested row is *not* significantly different."
+    ]
+    for (label, rank, against), lines in tested.groupby(["label", "rank", "against"], sort=False):
+        average = lines.set_index("column").loc[AVERAGE]
+        notes.append(
+            f"{f'{label} {rank}'.strip()} against `{against}`: Avg. {average['difference']:+.2f}, "
+            f"adjusted p = {average['p_holm']:.3f}."
+        )
+    return notes
+
+
+def candidate_notes(rows: Sequence[Row], summary: pd.DataFrame) -> list[str]:
+    """Which candidate of each several-candidate row is reported, and what the others reached."""
+    averages = summary[summary.column == AVERAGE]
+    notes = []
+    for row in rows:
+        lines = averages[(averages.label == row.label) & (averages["rank"] == (row.rank or ""))]
+        if "/" in (row.rank or "") and not lines.empty:
+            reached = ", ".join(f"`{m}` {v:.2f}" for m, v in zip(lines.method, lines.value, strict=True))
+            won = lines.method[lines.won.astype(bool)].iloc[0]
+            only = " (the only one run)" if len(lines) == 1 else ", chosen by Avg. over seeds"
+            notes.append(f"{row.label} {row.rank}: reported `{won}`{only}. Avg.: {reached}.")
+    return notes
+
+
+def _pipe(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    body = [head, ["---"] * len(head), *lines]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in body)
+
+
+def csv(table: str, summary: pd.DataFrame, entries: Mapping[str, Entry], paper: pd.DataFrame) -> str:
+    """The table in long format: each seed's score, the mean over seeds with its statistics, and the paper's numbers."""
+    means = summary.assign(seed="mean")
+    seeds = [
+        means[(means.method == entry.method) & (means.column == column)].assign(
+            seed=str(seed), value=value, std=np.nan, ci_low=np.nan, ci_high=np.nan, difference=np.nan, p=np.nan, p_holm=np.nan
+        )
+        for entry in entries.values()
+        for seed, scores in entry.scores.assign(**{AVERAGE: entry.scores.mean(axis=1)}).iterrows()
+        for column, value in scores.items()
+    ]
+    measured = pd.concat([means, *seeds]).drop(columns="seeds").assign(source="measured")
+    frame = pd.concat([measured, _paper_long(paper)]).assign(table=table)
+    return frame[CSV].to_csv(index=False, float_format="%.4f", lineterminator="\n")
+
+
+CSV = [
+    "table", "source", "label", "rank", "method", "r", "params", "won", "seed", "column", "value", "std", "n_items",
+    "ci_low", "ci_high", "against", "difference", "p", "p_holm",
+]  # fmt: skip
+
+
+def _paper_long(paper: pd.DataFrame) -> pd.DataFrame:
+    scores = [c for c in TITLES if c in paper.columns]
+    long = paper.reset_index().melt(["label", "rank", "params"], scores, var_name="column", value_name="value")
+    return long.assign(source="paper", value=long.value.astype(float))
+
+
+def plot(title: str, rows: Sequence[Row], summary: pd.DataFrame, paper: pd.DataFrame) -> bytes:
+    """Average score against trainable parameters, measured and the paper's in panels of their own, as PNG."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), constrained_layout=True)
+    best = summary[summary.won.astype(bool) & (summary.column == AVERAGE)]
+    measured = [(f"{b.label} {b['rank']}".strip(), b.params, b.value, b.ci_low, b.ci_high) for _, b in best.iterrows()]
+    printed = [
+        (f"{r.label} {r.rank or ''}".strip(), _millions(p["params"]), float(p[AVERAGE]), np.nan, np.nan)
+        for r in rows
+        for p in [paper.loc[(r.label, r.rank or "")]]
+    ]
+    for axis, name, points in zip(axes, ["measured (95% intervals)", "paper"], [measured, printed], strict=True):
+        _panel(axis, name, points)
+    figure.suptitle(title)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+def _panel(axis: plt.Axes, name: str, points: Sequence[tuple]) -> None:
+    axis.set(title=name, xlabel="trainable parameters", ylabel="average score, percent")
+    axis.grid(alpha=0.3)
+    for label, params, value, low, high in points:
+        if params is None or np.isnan(params):
+            axis.axhline(value, linestyle="--", linewidth=1, color="grey")
+            axis.annotate(label, (0.02, value), xycoords=("axes fraction", "data"), fontsize=7, color="grey")
+            continue
+        axis.set_xscale("log")
+        axis.plot(params, value, "o")
+        if not np.isnan(low):
+            axis.vlines(params, low, high, linewidth=1, alpha=0.5)
+        axis.annotate(label, (params, value), textcoords="offset points", xytext=(4, 3), fontsize=7)
+
+
+def _millions(text: str) -> float | None:
+    return float(text.removesuffix("M")) * 1e6 if text else None
