@@ -36,7 +36,7 @@ LLAMA_LIKE = ("gemma", "gemma2", "llama", "mistral", "qwen2", "qwen3")
 class LowRankConfig(PeftConfig):
     """The settings that every method has.
 
-    Raises ValueError for a rank or a dropout out of range, and for settings that contradict each other.
+    Raises ValueError for a dropout out of range, and for settings that contradict each other.
     """
 
     r: int | None = field(default=8, metadata={"help": "Rank of the update"})
@@ -60,8 +60,6 @@ class LowRankConfig(PeftConfig):
             self.target_modules = set(self.target_modules)
         if isinstance(self.exclude_modules, list):
             self.exclude_modules = set(self.exclude_modules)
-        if self.r is not None and self.r < 1:
-            raise ValueError(f"r={self.r} must be at least 1.")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout={self.dropout} must be in [0, 1).")
         if self.layers_pattern and self.layers_to_transform is None:
@@ -71,6 +69,13 @@ class LowRankConfig(PeftConfig):
                 f"layers_to_transform={self.layers_to_transform} cannot be combined with the expression "
                 f"target_modules={self.target_modules!r}: give target_modules as a list."
             )
+
+    def require_positive(self, *names: str) -> None:
+        """Raises ValueError unless these settings are integers of at least 1."""
+        for name in names:
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value} must be an integer of at least 1.")
 
 
 class LowRankLayer(nn.Module, BaseTunerLayer):

@@ -19,11 +19,9 @@ class ProloraConfig(LowRankConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = add_peft_type("PROLORA")
+        self.require_positive("r", "sharing_a", "sharing_b")
         if not 0 <= self.unshared_rank < self.r:
             raise ValueError(
                 f"r - unshared_rank = {self.r} - {self.unshared_rank} must be at least 1 and at most r: set "
                 f"unshared_rank to 0..{self.r - 1}. With every rank unshared the method is plain LoRA."
             )
-        for name in ("sharing_a", "sharing_b"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1 (1: no sharing).")

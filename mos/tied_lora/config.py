@@ -13,3 +13,4 @@ class TiedLoraConfig(LowRankConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = add_peft_type("TIED_LORA")
+        self.require_positive("r")
