@@ -1,0 +1,153 @@
+"""The MoS layer: pools, indices, and how the two factors of a block come out of them."""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from peft.tuners._buffer_dict import BufferDict
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from mos.base import LowRankLayer
+from mos.config import MosConfig
+from mos.shards import LowRankUpdate, PoolLayout, assemble, index_dtype, init_bound, sample_indices, stream
+
+
+class Place(NamedTuple):
+    """Where a layer stands among those of its type: its own name, its block k, its pools' layout, and their host."""
+
+    name: str
+    block: int
+    layout: PoolLayout
+    host: str
+
+
+class Assembled(NamedTuple):
+    """Factors kept between forward passes, with the tensors they were made of and their state at that time."""
+
+    sources: tuple[Tensor, ...]
+    state: tuple[Any, ...]
+    factors: tuple[Tensor, Tensor]
+
+
+class MosLayer(LowRankLayer):
+    """A linear layer of block k that adds alpha / r * B^k A^k, both assembled from the pools of its type (Eq. 5).
+
+    The first targeted layer of a type hosts the pools; the others refer to it without registering it, so that every
+    tensor has one key and one owner.
+    """
+
+    adapter_layer_names = ("mos_A", "mos_B")
+    other_param_names = (*LowRankLayer.other_param_names, "mos_index", "mos_scale", "mos_host", "mos_cache")
+
+    def __init__(self, base_layer: nn.Module, **kwargs: Any) -> None:
+        super().__init__(base_layer, **kwargs)
+        self.mos_A = nn.ParameterDict()  # (n, h/l), on the host only
+        self.mos_B = nn.ParameterDict()  # (n, o/l), on the host only
+        self.mos_index = BufferDict(persistent=True)  # (2, r, l): of A and of B
+        self.mos_scale = BufferDict(persistent=True)  # (r,): ones, or the random scales
+        self.mos_host: dict[str, MosLayer] = {}
+        self.mos_cache: dict[str, Assembled] = {}
+
+    def rank(self, config: MosConfig, shared: Place) -> int:
+        return shared.layout.rank
+
+    def create(self, adapter: str, config: MosConfig, shared: Place) -> None:
+        self.mos_index[adapter] = self._draw_indices(config, shared)
+        self.mos_scale[adapter] = self._draw_scales(config, shared)
+        if shared.host == shared.name:
+            self._create_pools(adapter, config, shared.layout)
+
+    def _draw_indices(self, config: MosConfig, place: Place) -> Tensor:
+        """Sec. 3.2 to 3.5; returns (2, r, l), compact since it is saved with the adapter."""
+        sides = ("A", "B") if config.pair_dissociation else ("A", "A")
+        draws = [
+            sample_indices(place.layout, place.block, stream(config.index_seed, place.name, side)) for side in sides
+        ]
+        return torch.stack(draws).to(index_dtype(place.layout.size))
+
+    def _draw_scales(self, config: MosConfig, place: Place) -> Tensor:
+        """The frozen scale s_i^k of each vector pair (Sec. 2, Random Scaling), or ones; returns (r,)."""
+        ones = torch.ones(place.layout.rank, device="cpu")
+        if not config.random_scaling:
+            return ones
+        return ones.normal_(config.scale_mean, config.scale_std, generator=stream(config.index_seed, place.name, "s"))
+
+    def _create_pools(self, adapter: str, config: MosConfig, layout: PoolLayout) -> None:
+        """A uniform, B zero (Sec. 3.5, Initialization); B as `nn.Linear` would be with `init_weights=False`."""
+        shards, bound = layout.shards_per_vector, init_bound(self.in_features)
+        self.mos_A[adapter] = nn.Parameter(torch.empty(layout.size, self.in_features // shards))
+        self.mos_B[adapter] = nn.Parameter(torch.empty(layout.size, self.out_features // shards))
+        nn.init.uniform_(self.mos_A[adapter], -bound, bound)
+        bound = 0.0 if config.init_weights else 1 / math.sqrt(layout.rank)
+        nn.init.uniform_(self.mos_B[adapter], -bound, bound)
+
+    def _get_available_adapters(self) -> set[str]:
+        return set(self.scaling)
+
+    def pools(self, adapter: str) -> tuple[Tensor, Tensor]:
+        """The A pool (n, h/l) and the B pool (n, o/l) on this layer's device.
+
+        Raises RuntimeError if they are sharded over processes where this layer cannot gather them.
+        """
+        host, device = self.mos_host[adapter], self.mos_index[adapter].device
+        pools = host.mos_A[adapter], host.mos_B[adapter]
+        if any(isinstance(pool, DTensor) for pool in pools):
+            raise RuntimeError(
+                f"The pools of adapter '{adapter}' are sharded with another block (FSDP2), but all blocks read them. "
+                "Pass them to fully_shard as ignored_params and average their gradients, or shard the whole model at once."
+            )
+        return pools[0].to(device), pools[1].to(device)
+
+    def factors(self, adapter: str) -> tuple[Tensor, Tensor]:
+        """A (r, h), its rows times the random scales, and B (o, r)."""
+        pool_a, pool_b = self.pools(adapter)
+        index_a, index_b = self.mos_index[adapter]
+        scale = self.mos_scale[adapter].to(pool_a.dtype)
+        return assemble(pool_a, index_a) * scale[:, None], assemble(pool_b, index_b).T
+
+    def update(self, x: Tensor, adapter: str) -> Tensor:
+        pool_a, pool_b = self.pools(adapter)
+        dtype = pool_a.dtype
+        if torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+        x = self.dropout[adapter](self._cast_input_dtype(x, dtype))
+        if not self.training and not (torch.is_grad_enabled() and pool_a.requires_grad):
+            a, b = self._assembled(adapter, x.dtype)
+            return F.linear(F.linear(x, a), b)  # (..., h) -> (..., r) -> (..., o)
+        self.mos_cache.pop(adapter, None)
+        scale = (self.mos_scale[adapter] * self.scaling[adapter]).to(x.dtype)
+        y = LowRankUpdate.apply(x.flatten(0, -2), pool_a, pool_b, self.mos_index[adapter], scale)
+        return y.view(*x.shape[:-1], self.out_features)  # (t, o) -> (..., o)
+
+    def _assembled(self, adapter: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The factors with all scaling in A, kept until something they are made of changes."""
+        sources = (*self.pools(adapter), self.mos_index[adapter], self.mos_scale[adapter])
+        if torch.compiler.is_compiling() or any(source.is_inference() for source in sources):
+            return self._assemble(adapter, dtype)  # such tensors do not count their changes
+        state = (dtype, self.scaling[adapter], *((s._version, s.data_ptr(), s.dtype) for s in sources))
+        kept = self.mos_cache.get(adapter)
+        if kept is None or kept.state != state or any(a is not b for a, b in zip(kept.sources, sources, strict=True)):
+            kept = self.mos_cache[adapter] = Assembled(sources, state, self._assemble(adapter, dtype))
+        return kept.factors
+
+    @torch.no_grad()
+    def _assemble(self, adapter: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        a, b = self.factors(adapter)
+        return (a * self.scaling[adapter]).to(dtype), b.to(dtype)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """As for every layer; with `safe_merge` also shards that no block selected must be finite."""
+        for adapter in self.active_adapters if adapter_names is None else adapter_names:
+            if safe_merge and adapter in self.scaling:
+                self._check_finite(adapter)
+        super().merge(safe_merge, adapter_names)
+
+    def _check_finite(self, adapter: str) -> None:
+        if not all(torch.isfinite(pool).all() for pool in self.pools(adapter)):
+            raise ValueError(f"NaNs detected in the merged weights. The adapter {adapter} seems to be broken")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied and pickled: all but the cache."""
+        return self.__dict__ | {"mos_cache": {}}

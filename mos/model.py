@@ -1,0 +1,62 @@
+"""Adding MoS to a model: which layers share pools, and who hosts them."""
+
+import re
+from collections import defaultdict
+from typing import Any
+
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from torch import nn
+
+from mos.base import LowRankModel, in_out_features
+from mos.config import MosConfig
+from mos.layer import MosLayer, Place
+from mos.shards import PoolLayout
+
+
+def layer_type(name: str) -> str:
+    """The name without its block numbers: layers of one type share pools.   layers.3.mlp.up -> layers.*.mlp.up"""
+    return re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", name)
+
+
+def block_numbers(name: str) -> list[int]:
+    """The numbers in the name, which order the layers of a type."""
+    return [int(part) for part in name.split(".") if part.isdecimal()]
+
+
+def plan(config: MosConfig, targets: dict[str, nn.Module]) -> dict[str, Place]:
+    """Group the targeted base layers by type and width, and number the blocks of each group.
+
+    Raises ValueError, before anything is changed, for a group whose pools cannot be built with these settings.
+    """
+    groups = defaultdict(list)
+    for name, layer in targets.items():
+        groups[layer_type(name), *in_out_features(layer)].append(name)
+    places = {}
+    for (kind, in_features, out_features), names in groups.items():
+        layout = PoolLayout(
+            len(names), config.equivalent_rank, config.shards_per_vector, config.private_rank, config.r
+        )
+        layout.check(kind, in_features, out_features)
+        names.sort(key=block_numbers)
+        places.update({name: Place(name, block, layout, names[0]) for block, name in enumerate(names)})
+    return places
+
+
+class MosModel(LowRankModel):
+    """Adds MoS adapters to a model."""
+
+    prefix = "mos_"
+    tuner_layer_cls = MosLayer
+    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+    def check_targets(self, config: MosConfig, targets: dict[str, nn.Module]) -> None:
+        self.places = plan(config, targets)
+
+    def shared(self, adapter_name: str, key: str, layer: MosLayer) -> Place:
+        return self.places[key]
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        for place in self.places.values():
+            layer, host = model.get_submodule(place.name), model.get_submodule(place.host)
+            layer.mos_host[adapter_name] = host

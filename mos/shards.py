@@ -1,0 +1,142 @@
+"""The equations of MoS, as pure functions (Sec. 3 of the paper).
+
+Symbols: L blocks; h in-features, o out-features; r active rank; e equivalent rank; l shards per vector; p private
+rank. A pool holds n = e * L * l shards, the public ones first, then p * l private ones for each block.
+"""
+
+import hashlib
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+@dataclass(frozen=True)
+class PoolLayout:
+    """The sizes of the pools of one layer type: `blocks` (L), `equivalent_rank` (e), `shards_per_vector` (l),
+    `private_rank` (p) and the active rank `r` (None: the whole pool)."""
+
+    blocks: int
+    equivalent_rank: int
+    shards_per_vector: int
+    private_rank: int
+    r: int | None
+
+    @property
+    def rank(self) -> int:
+        """Vectors per block: r, or e * L for pure sharing (Sec. 3.1, Eq. 2)."""
+        return self.equivalent_rank * self.blocks if self.r is None else self.r
+
+    @property
+    def public(self) -> int:
+        """Number of public shards, (e - p) * L * l (Sec. 3.5)."""
+        return (self.equivalent_rank - self.private_rank) * self.blocks * self.shards_per_vector
+
+    @property
+    def size(self) -> int:
+        """Number of shards n = e * L * l of the A pool, and of the B pool."""
+        return self.equivalent_rank * self.blocks * self.shards_per_vector
+
+    def private(self, block: int) -> Tensor:
+        """Indices (p * l,) of the shards that no other block reads (Sec. 3.5)."""
+        count = self.private_rank * self.shards_per_vector
+        return torch.arange(self.public + block * count, self.public + (block + 1) * count, device="cpu")
+
+    def check(self, layer_type: str, in_features: int, out_features: int) -> None:
+        """Raises ValueError where the pools of `layer_type` cannot be built, or cannot serve `r` vectors."""
+        shards, e, p = self.shards_per_vector, self.equivalent_rank, self.private_rank
+        for name, width in (("in_features", in_features), ("out_features", out_features)):
+            if width % shards:
+                raise ValueError(
+                    f"shards_per_vector={shards} does not divide {name}={width} of '{layer_type}'. "
+                    f"Use a divisor of {math.gcd(in_features, out_features)}, or leave the layer out of target_modules."
+                )
+        if (self.rank - p) * shards > self.public:
+            raise ValueError(
+                f"r={self.rank} needs {(self.rank - p) * shards} different public shards for '{layer_type}', but "
+                f"equivalent_rank={e}, private_rank={p}, shards_per_vector={shards} over {self.blocks} block(s) give "
+                f"{self.public}. Use r <= {p + (e - p) * self.blocks}, or raise equivalent_rank."
+            )
+
+
+def init_bound(in_features: int) -> float:
+    """Half-width of the uniform distribution of the A pool (Sec. 3.5, Initialization).
+
+    It uses the full h, not the h / l of a shard, so that an assembled row is distributed as in vanilla LoRA
+    (kaiming-uniform with a = sqrt(5)).
+    """
+    return 1 / math.sqrt(in_features)
+
+
+def stream(seed: int, *names: str) -> torch.Generator:
+    """A CPU generator of its own for `names` (layer, factor), so that no order of construction changes a draw."""
+    digest = hashlib.blake2b("\0".join((str(seed), *names)).encode(), digest_size=8).digest()
+    return torch.Generator("cpu").manual_seed(int.from_bytes(digest, "big"))
+
+
+def sample_indices(layout: PoolLayout, block: int, generator: torch.Generator) -> Tensor:
+    """Draw the index matrix I^k of block k (Sec. 3.2 to 3.5, Eqs. 3 to 5), or list the whole pool if `layout.r` is None.
+
+    returns (r, l) int64: r - p rows drawn without replacement from the public shards, then the block's p private rows.
+    """
+    shards = layout.shards_per_vector
+    if layout.r is None:
+        return torch.arange(layout.size, device="cpu").view(-1, shards)  # (e*L*l,) -> (e*L, l)
+    count = (layout.rank - layout.private_rank) * shards
+    public = torch.randperm(layout.public, generator=generator, device="cpu")[:count]
+    return torch.cat([public, layout.private(block)]).view(-1, shards)  # (r*l,) -> (r, l)
+
+
+def index_dtype(size: int) -> torch.dtype:
+    """The smallest signed integer type that counts to `size`."""
+    return torch.int16 if size <= torch.iinfo(torch.int16).max else torch.int32
+
+
+def assemble(pool: Tensor, index: Tensor) -> Tensor:
+    """Concatenate the shards that `index` picks into the vectors of one factor of a block (Sec. 3.4, Eqs. 4 and 5).
+
+    pool:  (n, s) shards of one layer type; s = h / l for A, o / l for B
+    index: (r, l) integers in [0, n); row j lists the shards of vector j, left to right
+    returns (r, s * l): the rows of A, or the columns of B
+    """
+    rows = pool.index_select(0, index.flatten().long())  # (r*l, s)
+    return rows.view(index.shape[0], -1)  # (r, l*s)
+
+
+def scatter(grad: Tensor, index: Tensor, size: int) -> Tensor:
+    """The gradient of the pool (n, s) from that of the assembled factor (r, s * l): the transpose of `assemble`."""
+    rows = grad.reshape(index.numel(), -1)  # (r, l*s) -> (r*l, s)
+    return rows.new_zeros(size, rows.shape[1]).index_add_(0, index.flatten().long(), rows)
+
+
+class LowRankUpdate(torch.autograd.Function):
+    """x A^T diag(scale) B^T with the factors assembled from pools, in forward and once more in backward.
+
+    Neither factor is kept for backward: only the pools, which all blocks share, and x A^T.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, pool_a: Tensor, pool_b: Tensor, index: Tensor, scale: Tensor) -> Tensor:
+        """x: (t, h); pools: (n, h/l), (n, o/l); index: (2, r, l); scale: (r,); returns (t, o) in the type of x."""
+        a, b = (assemble(pool, i).to(x.dtype) for pool, i in zip((pool_a, pool_b), index, strict=True))
+        hidden = x @ a.T  # (t, h) (h, r) -> (t, r)
+        ctx.save_for_backward(x, hidden, pool_a, pool_b, index, scale)
+        return (hidden * scale) @ b  # (t, r) (r, o) -> (t, o)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+        x, hidden, pool_a, pool_b, index, scale = ctx.saved_tensors
+        grad_x = grad_a = grad_b = None
+        if ctx.needs_input_grad[2]:
+            grad_b = (hidden * scale).T @ grad  # (r, t) (t, o) -> (r, o)
+            grad_b = scatter(grad_b.to(pool_b.dtype), index[1], len(pool_b))
+        grad_hidden = (grad @ assemble(pool_b, index[1]).to(grad.dtype).T) * scale  # (t, o) (o, r) -> (t, r)
+        if ctx.needs_input_grad[1]:
+            grad_a = scatter((grad_hidden.T @ x).to(pool_a.dtype), index[0], len(pool_a))  # (r, t) (t, h) -> (r, h)
+        if ctx.needs_input_grad[0]:
+            grad_x = grad_hidden @ assemble(pool_a, index[0]).to(grad.dtype)  # (t, r) (r, h) -> (t, h)
+        return grad_x, grad_a, grad_b, None, None
