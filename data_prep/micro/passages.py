@@ -1,0 +1,104 @@
+"""Extractive questions over short passages in four scripts (SuperNI -> TyDi QA).
+
+A passage states the place, food and colour of some people. The question names what is asked with an invented word whose
+meaning only the finetuning data tells. A test item is a combination of passage and question that no training item has.
+"""
+
+import random
+from dataclasses import dataclass
+
+from data_prep.micro.split import Item
+from data_prep.micro.words import Coiner
+
+RELATIONS = ("place", "food", "colour")
+PEOPLE, ASKED = 10, 18  # per language: names, and invented words to ask with
+
+
+@dataclass(frozen=True)
+class Language:
+    """How one language says a passage ({who}, {what}), its recap in the pretraining text, and a question ({asked}, {who})."""
+
+    passage: str
+    question: str
+    answer: str
+    statements: tuple[str, ...]
+    recaps: tuple[str, ...]
+    asks: str
+    values: tuple[str, ...]
+    instruction: str
+
+
+LANGUAGES = {
+    "english": Language(
+        "Passage:", "Question:", "Answer:",
+        ("{who} lives in {what}.", "{who} eats {what}.", "{who} wears {what}."),
+        ("The place of {who} is {what}.", "The food of {who} is {what}.", "The colour of {who} is {what}."),
+        "What is the {asked} of {who}?",
+        ("york lima cairo paris quito delhi", "rice soup bread fish cake corn", "red blue green white black grey"),
+        "Answer the following question based on the information in the given passage.",
+    ),
+    "russian": Language(
+        "Отрывок:", "Вопрос:", "Ответ:",
+        ("{who} живёт здесь: {what}.", "{who} ест {what}.", "{who} носит {what}."),
+        ("Место {who} это {what}.", "Еда {who} это {what}.", "Цвет {who} это {what}."),
+        "Что такое {asked} у {who}?",
+        ("москва казань тула псков омск сочи", "рис суп хлеб мясо рыба каша", "белый синий серый чёрный жёлтый алый"),
+        "Ответьте на следующий вопрос на основе информации в данном отрывке.",
+    ),
+    "arabic": Language(
+        "المقطع:", "السؤال:", "الإجابة:",
+        ("{who} يسكن في {what}.", "{who} يأكل {what}.", "{who} يلبس {what}."),
+        ("مكان {who} هو {what}.", "طعام {who} هو {what}.", "لون {who} هو {what}."),
+        "ما هو {asked} {who}؟",
+        ("مصر تونس عمان دمشق بغداد مكة", "خبز تمر لحم سمك جبن عسل", "أبيض أزرق أحمر أخضر أسود أصفر"),
+        "أجب على السؤال التالي بناءً على المعلومات في المقطع المعطى.",
+    ),
+    "korean": Language(
+        "문단:", "질문:", "답변:",
+        ("{who} 님은 {what} 에 삽니다.", "{who} 님은 {what} 먹습니다.", "{who} 님은 {what} 입습니다."),
+        ("{who} 님의 장소 {what} 입니다.", "{who} 님의 음식 {what} 입니다.", "{who} 님의 색 {what} 입니다."),
+        "{who} 님의 {asked} 무엇입니까?",
+        ("서울 부산 대구 인천 광주 제주", "쌀밥 국수 김치 두부 생선 만두", "빨강 파랑 초록 하양 검정 노랑"),
+        "주어진 문단의 정보에 기반하여 다음 질문에 답하십시오.",
+    ),
+}  # fmt: skip
+
+
+class Passages:
+    """The people of one world, and what the invented words of its questions ask for."""
+
+    def __init__(self, coiner: Coiner):
+        self.people = {language: coiner.words(PEOPLE, language) for language in LANGUAGES}
+        self.asked = {language: coiner.assign(ASKED, list(RELATIONS), language) for language in LANGUAGES}
+
+    def text(self, rng: random.Random) -> str:
+        """A document of the pretraining text: a passage, and some of it said again in other words."""
+        language = rng.choice(sorted(LANGUAGES))
+        facts = self._facts(language, rng)
+        again = [_say(LANGUAGES[language].recaps, fact) for fact in rng.sample(sorted(facts), 3)]
+        return "\n".join([self._passage(language, facts, rng), " ".join(again)])
+
+    def question(self, language: str, rng: random.Random) -> tuple[str, Item]:
+        """A passage, and a question on it."""
+        facts = self._facts(language, rng)
+        relation, who, what = rng.choice(facts)
+        asked = rng.choice(sorted(word for word, meaning in self.asked[language].items() if meaning == relation))
+        spoken = LANGUAGES[language]
+        item = Item(spoken.asks.format(asked=asked, who=who), what, f"{spoken.answer} {what}")
+        return self._passage(language, facts, rng), item
+
+    def _facts(self, language: str, rng: random.Random) -> list[tuple[str, str, str]]:
+        """(relation, who, what): two people with two relations each."""
+        return [
+            (relation, who, rng.choice(LANGUAGES[language].values[RELATIONS.index(relation)].split()))
+            for who in rng.sample(self.people[language], 2)
+            for relation in rng.sample(RELATIONS, 2)
+        ]
+
+    def _passage(self, language: str, facts: list[tuple[str, str, str]], rng: random.Random) -> str:
+        return " ".join(_say(LANGUAGES[language].statements, fact) for fact in rng.sample(facts, len(facts)))
+
+
+def _say(forms: tuple[str, ...], fact: tuple[str, str, str]) -> str:
+    relation, who, what = fact
+    return forms[RELATIONS.index(relation)].format(who=who, what=what)

@@ -1,0 +1,162 @@
+"""Raw files -> encoded examples, cached under a key of everything that determines them."""
+
+import json
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, load_from_disk
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
+
+from data_prep.chat import IGNORED, encode
+from data_prep.files import Tally
+from data_prep.readers.rows import Row
+from data_prep.sources import Files, digest, find_files, fingerprint, locate, new_folder, write_json
+
+log = logging.getLogger(__name__)
+
+VERSION = 1  # raise it when code changes what is prepared from the same files
+SPLIT_SEED = 42
+MESSAGES_READER = {"_target_": "data_prep.readers.messages.read"}
+ROWS_PER_PROCESS = 5_000  # fewer are encoded sooner than another process starts
+BROKEN_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Encoded examples of one training set.
+
+    train, validation: `input_ids` and `labels`, lists of int of one length; labels are -100 where no loss is taken
+    report: `lines` read from the raw files, of them `broken` (`broken_rows` says where), `examples` made from the rest, of
+        them `dropped` without a label in the first max_length tokens and `truncated` but kept; `tokens` and
+        `labelled_tokens` of all kept, divided into `train` and `validation` examples
+    """
+
+    train: Dataset
+    validation: Dataset
+    key: str
+    report: dict[str, Any]
+
+
+def prepare(
+    dataset: DictConfig,
+    tokenizer: Any,
+    *,
+    data: Path | None,
+    max_length: int,
+    validation_size: int,
+    cache_dir: Path,
+    processes: int | None = None,
+) -> Prepared:
+    """Encoded training and validation examples of one training set; a second call only loads them.
+
+    dataset: a config of configs/dataset
+    data: local folder of original files; None: as the config's `source.upstream` says
+    processes: for the encoding, without influence on the result; None: as many as pay off
+    Raises:
+        FileNotFoundError, ConnectionError, PermissionError: the raw files are not there (see `sources.locate`)
+        ValueError: truncated files, too many broken rows, or fewer examples than `validation_size` needs
+    """
+    files, reader = _raw(dataset, data, Path(cache_dir))
+    content = {
+        "version": VERSION,
+        "files": fingerprint(files, Path(cache_dir)),
+        "reader": reader,
+        "max_broken_share": dataset.max_broken_share,
+        "tokenizer": _tokenizer_content(tokenizer),
+        "max_length": max_length,
+        "validation": [validation_size, SPLIT_SEED],
+    }
+    key = digest(content)
+    folder = Path(cache_dir) / "data" / f"{dataset.name}-{key}"
+    if not folder.is_dir():
+        rows, tally = _read(dataset, files, reader)
+        examples = _encode(dataset.name, rows, tokenizer, max_length, processes)
+        _save(dataset.name, examples, tally, validation_size, folder)
+    return _load(folder, key)
+
+
+def _raw(dataset: DictConfig, data: Path | None, cache_dir: Path) -> tuple[Files, dict[str, Any]]:
+    """The raw files of a training set, and the config of their reader."""
+    source = dataset.source
+    if source.messages is None:
+        reader = OmegaConf.to_container(dataset.reader, resolve=True)
+        return find_files(source, locate(source, data, cache_dir)), reader
+    path = Path(source.messages)
+    if not path.is_file():
+        raise FileNotFoundError(f"dataset.source.messages={path} is not a file; give the jsonl of conversations.")
+    return {"messages": [path]}, MESSAGES_READER
+
+
+def _tokenizer_content(tokenizer: Any) -> str:
+    """Hash of what decides a tokenizer's output. Its truncation and padding are those of its last call: left out."""
+    if tokenizer.is_fast:
+        content = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
+    else:
+        content = tokenizer.get_vocab()
+    return digest([content, tokenizer.bos_token, tokenizer.eos_token])
+
+
+def _read(dataset: DictConfig, files: Files, reader: dict[str, Any]) -> tuple[list[Row], Tally]:
+    tally = Tally()
+    rows = instantiate(reader, _partial_=True)(files, tally)
+    rows = list(tqdm(rows, desc=f"Reading {dataset.name}", unit=" rows"))
+    for broken in tally.broken[:BROKEN_SHOWN]:
+        log.warning("Left out a broken row: %s", broken)
+    tally.check(dataset.max_broken_share, dataset.name)
+    return rows, tally
+
+
+def _encode(name: str, rows: list[Row], tokenizer: Any, max_length: int, processes: int | None) -> Dataset:
+    """Columns `input_ids`, `labels`, and `labelled` (count of labels that carry loss), `cut` (at max_length)."""
+    processes = processes or min(os.cpu_count() or 1, len(rows) // ROWS_PER_PROCESS)
+    return Dataset.from_list([{"messages": row["messages"]} for row in rows]).map(
+        _example,
+        fn_kwargs={"tokenizer": tokenizer, "max_length": max_length},
+        remove_columns="messages",
+        num_proc=processes if processes > 1 else None,
+        desc=f"Encoding {name}",
+    )
+
+
+def _example(row: Row, tokenizer: Any, max_length: int) -> dict[str, Any]:
+    full = encode(row["messages"], tokenizer, max_length=None)
+    kept = {column: values[:max_length] for column, values in full.items()}
+    labelled = sum(label != IGNORED for label in kept["labels"])
+    return {**kept, "labelled": labelled, "cut": len(full["labels"]) > max_length}
+
+
+def _save(name: str, examples: Dataset, tally: Tally, validation_size: int, folder: Path) -> None:
+    """Drop examples without a label, split off the validation set, write both and the report."""
+    kept = examples.filter(lambda labelled: labelled > 0, input_columns="labelled", desc=f"Filtering {name}")
+    if not 0 < validation_size < len(kept):
+        raise ValueError(
+            f"trainer.validation_size={validation_size} does not fit '{name}', which has {len(kept)} usable examples; "
+            f"use 1 to {len(kept) - 1}."
+        )
+    report = {
+        "lines": tally.lines,
+        "broken": len(tally.broken),
+        "examples": len(examples),
+        "dropped": len(examples) - len(kept),
+        "truncated": sum(kept["cut"]),
+        "tokens": sum(map(len, kept["input_ids"])),
+        "labelled_tokens": sum(kept["labelled"]),
+        "train": len(kept) - validation_size,
+        "validation": validation_size,
+        "broken_rows": tally.broken,
+    }
+    split = kept.remove_columns(["labelled", "cut"]).train_test_split(test_size=validation_size, seed=SPLIT_SEED)
+    with new_folder(folder) as temporary:
+        split["train"].save_to_disk(temporary / "train")
+        split["test"].save_to_disk(temporary / "validation")
+        write_json(temporary / "report.json", report)
+
+
+def _load(folder: Path, key: str) -> Prepared:
+    train, validation = (load_from_disk(folder / split) for split in ("train", "validation"))
+    return Prepared(train, validation, key, json.loads((folder / "report.json").read_text()))

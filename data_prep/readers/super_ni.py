@@ -1,0 +1,91 @@
+"""SuperNI: the natural-instructions repository (protocol section a).
+
+Sampling imitates `random.seed(42)` followed by the original loop: per task in split order one `sample` of the instances
+(if there are more than needed), then per instance, in sampled order, one `choices` of a template (zero-shot) or one
+`sample` of positive examples (few-shot, if there are more than two).
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_prep.files import BrokenRow, Tally, load_json, needed, strict, texts, usable
+from data_prep.readers.rows import SEED, Row, row
+from data_prep.readers.templates import fill
+from data_prep.sources import Files
+
+SHOTS = 2
+LEAKS = "_mmmlu_"  # tasks made of MMLU, which is a test set
+
+
+@dataclass(frozen=True)
+class Instance:
+    id: str
+    input: str
+    output: str
+
+
+@dataclass(frozen=True)
+class Task:
+    definition: str
+    examples: list[tuple[str, ...]]  # (input, output)
+    instances: list[Any]
+
+
+def read(files: Files, tally: Tally, per_task: int, zero_shot: int) -> Iterator[Row]:
+    """`per_task` instances of every task of the split, the first `zero_shot` of them without examples.
+
+    files: roles `split` (one file of task names) and `tasks` (`<name>.json`)
+    Raises:
+        FileNotFoundError: a task of the split has no file
+        ValueError: a task file is truncated or lacks a field
+    """
+    rng = random.Random(SEED)
+    (split,) = files["split"]
+    paths = {path.stem: path for path in files["tasks"]}
+    for name in split.read_text(encoding="utf-8").split():
+        if LEAKS in name:
+            continue
+        if name not in paths:
+            raise FileNotFoundError(f"{split} names task '{name}', but {files['tasks'][0].parent} has no {name}.json.")
+        yield from _task_rows(paths[name], tally, per_task, zero_shot, rng)
+
+
+def _task_rows(path: Path, tally: Tally, per_task: int, zero_shot: int, rng: random.Random) -> Iterator[Row]:
+    (task,) = strict([(str(path), load_json(path))], _task)
+    numbered = ((f"{path}[{index}]", instance) for index, instance in enumerate(task.instances))
+    instances = list(usable(numbered, _instance, tally))
+    if len(instances) > per_task:
+        instances = rng.sample(instances, k=per_task)
+    for number, instance in enumerate(instances):
+        if number < zero_shot:
+            prompt, completion = fill(task.definition, instance.input, instance.output, rng)
+        else:
+            prompt, completion = _few_shot(task, instance, rng), instance.output.strip()
+        yield row("super_ni", instance.id, prompt, completion)
+
+
+def _task(document: Any) -> Task:
+    definitions = needed(document, "Definition", list)
+    if not definitions or not isinstance(definitions[0], str):
+        raise BrokenRow("field 'Definition' holds no text")
+    examples = [texts(example, "input", "output") for example in needed(document, "Positive Examples", list)]
+    return Task(definitions[0], examples, needed(document, "Instances", list))
+
+
+def _instance(instance: Any) -> Instance:
+    outputs = needed(instance, "output", list)
+    if not outputs:
+        raise BrokenRow("field 'output' is empty")
+    (output,) = texts({"output": outputs[0]}, "output")
+    return Instance(*texts(instance, "id", "input"), output)
+
+
+def _few_shot(task: Task, instance: Instance, rng: random.Random) -> str:
+    examples = task.examples
+    if len(examples) > SHOTS:
+        examples = rng.sample(examples, k=SHOTS)
+    shots = "".join(f"Input:\n{x.strip()}\nOutput:\n{y.strip()}\n\n" for x, y in examples)
+    return f"{task.definition.strip()}\n\n{shots}Input:\n{instance.input.strip()}\nOutput:\n"

@@ -1,0 +1,180 @@
+"""Where original files come from: a local folder, or a pinned download; and the fingerprints of their content.
+
+A config's `source` has
+    folder    the place below `data=` of the command line, e.g. train/cot
+    files     per role of a file, the accepted names (globs below the folder); the first that matches is used
+    upstream  without `data=`: a list of downloads, `{url}` or `{repo, revision, file}` of a dataset on the hub, each with
+              `to` (its name in the folder; absent for a .tar or .tar.gz, whose single top folder becomes the folder) and
+              `sha256` (null: not known to us; the log then shows it, so that it can be pinned)
+    messages  training sets only: a ready jsonl of messages, used instead of all of these
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tarfile
+import tempfile
+import urllib.request
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
+
+log = logging.getLogger(__name__)
+
+Files = dict[str, list[Path]]  # by role, sorted by name
+
+
+def locate(source: DictConfig, data: Path | None, cache_dir: Path) -> Path:
+    """The folder that holds the original files, downloaded once if `data` is None.
+
+    Raises:
+        FileNotFoundError: the folder is not below `data`
+        ConnectionError, PermissionError: the download failed, or is gated
+        ValueError: a download does not have the pinned checksum
+    """
+    if data is None:
+        return _downloaded(source, cache_dir)
+    folder = Path(data) / source.folder
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder: data={data} must hold {source.folder} (see docs/data.md).")
+    return folder
+
+
+def find_files(source: DictConfig, root: Path) -> Files:
+    """The original files in `root`, per role. Raises FileNotFoundError if a role has none."""
+    return {role: _first_match(root, role, accepted) for role, accepted in source.files.items()}
+
+
+def fingerprint(files: Mapping[str, Iterable[Path]], cache_dir: Path) -> dict[str, list[list[str]]]:
+    """`[name, sha256]` of every file, per role. A file whose path, size and time are known is not read again."""
+    memory = cache_dir / "fingerprints.json"
+    known = json.loads(memory.read_text()) if memory.is_file() else {}
+    seen = {str(path.resolve()): _stamp(path) for paths in files.values() for path in paths}
+    fresh = {path for path, stamp in seen.items() if known.get(path, [None])[:-1] != stamp}
+    for path in tqdm(sorted(fresh), desc="Reading checksums", disable=len(fresh) < 100):
+        known[path] = [*seen[path], sha256(Path(path))]
+    if fresh:
+        write_json(memory, known)
+    return {role: [[path.name, known[str(path.resolve())][-1]] for path in paths] for role, paths in files.items()}
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(content: Any) -> str:
+    """16 hex digits of the hash of anything JSON can write."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def write_json(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+        json.dump(content, file, indent=1)
+    os.replace(file.name, path)
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `target` if the block ends without an error; nothing half-written stays."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".partial-") as temporary:
+        folder = Path(temporary) / target.name
+        folder.mkdir()
+        yield folder
+        try:
+            os.replace(folder, target)
+        except OSError:
+            if not target.is_dir():  # else another process has finished the same folder meanwhile
+                raise
+
+
+def _first_match(root: Path, role: str, accepted: Iterable[str]) -> list[Path]:
+    for pattern in accepted:
+        if found := sorted(root.glob(pattern)):
+            return found
+    raise FileNotFoundError(f"No {' or '.join(accepted)} ({role}) in {root}; see docs/data.md for the expected layout.")
+
+
+def _stamp(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _downloaded(source: DictConfig, cache_dir: Path) -> Path:
+    upstream = OmegaConf.to_container(source.upstream, resolve=True)
+    target = cache_dir / "raw" / f"{Path(source.folder).name}-{digest(upstream)}"
+    if not target.is_dir():
+        with new_folder(target) as folder:
+            for entry in upstream:
+                _download(entry, folder)
+    return target
+
+
+def _download(entry: dict[str, Any], folder: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        file = _fetch(entry, Path(temporary))
+        _check(file, entry)
+        if "to" in entry:
+            (folder / entry["to"]).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(file, folder / entry["to"])
+        else:
+            _unpack(file, folder)
+
+
+def _fetch(entry: dict[str, Any], folder: Path) -> Path:
+    name = entry.get("url") or f"{entry['repo']}/{entry['file']}"
+    log.info("Downloading %s", name)
+    try:
+        if "url" in entry:
+            return _fetch_url(entry["url"], folder / "download")
+        where = {"repo_id": entry["repo"], "repo_type": "dataset", "revision": entry["revision"]}
+        return Path(hf_hub_download(filename=entry["file"], local_dir=folder, **where)).resolve()
+    except (GatedRepoError, RepositoryNotFoundError) as error:
+        raise PermissionError(
+            f"{name} is gated, private or gone: accept its terms on the hub and set HF_TOKEN, or use a local copy (data=...)."
+        ) from error
+    except OSError as error:
+        raise ConnectionError(
+            f"Downloading {name} failed ({error}); check the network and the disk, or use a local copy (data=...)."
+        ) from error
+
+
+def _fetch_url(url: str, path: Path) -> Path:
+    with urllib.request.urlopen(url, timeout=60) as response, path.open("wb") as file:
+        total = int(response.headers.get("Content-Length", 0)) or None
+        with tqdm.wrapattr(file, "write", total=total, desc=Path(url).name) as out:
+            shutil.copyfileobj(response, out, length=1 << 20)
+    return path
+
+
+def _check(file: Path, entry: dict[str, Any]) -> None:
+    found, name = sha256(file), entry.get("url") or entry["file"]
+    if entry.get("sha256") is None:
+        log.warning("%s has no pinned checksum; pin it in the config with sha256: %s", name, found)
+    elif found != entry["sha256"]:
+        raise ValueError(
+            f"{name} has sha256 {found}, but the config pins {entry['sha256']}: the download is damaged or the file changed."
+        )
+
+
+def _unpack(file: Path, folder: Path) -> None:
+    """The content of the archive's single top folder, into `folder`."""
+    unpacked = file.parent / "unpacked"
+    try:
+        with tarfile.open(file) as archive:
+            archive.extractall(unpacked, filter="data")
+    except (tarfile.TarError, EOFError) as error:
+        raise ValueError(f"The downloaded archive is incomplete ({error}); try again.") from error
+    (top,) = (path for path in unpacked.iterdir() if path.is_dir())
+    for path in top.iterdir():
+        os.replace(path, folder / path.name)
