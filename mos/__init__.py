@@ -1,10 +1,14 @@
 """Mixture of Shards (MoS) and its neighbours as PEFT methods. Importing the package registers them with PEFT."""
 
+from mos import prolora, tied_lora
 from mos.config import MosConfig
+from mos.export import export_lora
 from mos.layer import MosLayer
 from mos.model import MosModel
+from mos.prolora import ProloraConfig
 from mos.registration import register
+from mos.tied_lora import TiedLoraConfig
 
-__all__ = ["MosConfig", "MosLayer", "MosModel"]
+__all__ = ["MosConfig", "MosLayer", "MosModel", "ProloraConfig", "TiedLoraConfig", "export_lora"]
 
 register("mos", MosConfig, MosModel)

@@ -33,9 +33,7 @@ def plan(config: MosConfig, targets: dict[str, nn.Module]) -> dict[str, Place]:
         groups[layer_type(name), *in_out_features(layer)].append(name)
     places = {}
     for (kind, in_features, out_features), names in groups.items():
-        layout = PoolLayout(
-            len(names), config.equivalent_rank, config.shards_per_vector, config.private_rank, config.r
-        )
+        layout = PoolLayout(len(names), config.equivalent_rank, config.shards_per_vector, config.private_rank, config.r)
         layout.check(kind, in_features, out_features)
         names.sort(key=block_numbers)
         places.update({name: Place(name, block, layout, names[0]) for block, name in enumerate(names)})

@@ -1,0 +1,114 @@
+"""Any trained adapter as a standard PEFT LoRA, from its files alone: every method's update is a product B A."""
+
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig, PeftConfig
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, load_peft_weights
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mos.config import MosConfig
+from mos.model import layer_type
+from mos.shards import assemble
+
+Factors = dict[str, tuple[Tensor, Tensor]]  # module name: A (r, h) and B (o, r)
+ROOT = "base_model.model."  # PEFT's prefix of every module in a saved adapter
+
+
+def by_name(state: dict[str, Tensor], parameter: str) -> dict[str, Tensor]:
+    """The tensors of a saved adapter called `parameter`, by the name of their module."""
+    end = f".{parameter}"
+    return {key.removeprefix(ROOT).removesuffix(end): value for key, value in state.items() if key.endswith(end)}
+
+
+def mos_factors(config: MosConfig, state: dict[str, Tensor]) -> Factors:
+    """Assemble A and B of every layer; random scales go into A.
+
+    Raises ValueError if the file does not tell which pool a layer uses: pools of two widths under one layer type.
+    """
+    pools_a, pools_b, scales = (by_name(state, name) for name in ("mos_A", "mos_B", "mos_scale"))
+    hosts: dict[str, str] = {}
+    for host in pools_a:
+        other = hosts.setdefault(layer_type(host), host)
+        if other != host:
+            raise ValueError(
+                f"'{other}' and '{host}' differ in width but not in layer type, so the file does not tell which of "
+                "their pools the other layers use. Use peft.convert_to_lora on the loaded model instead."
+            )
+    factors = {}
+    for name, (index_a, index_b) in by_name(state, "mos_index").items():
+        a, b = (assemble(pools[hosts[layer_type(name)]], i) for pools, i in ((pools_a, index_a), (pools_b, index_b)))
+        factors[name] = (a * scales[name][:, None]).to(a.dtype), b.T.contiguous()
+    return factors
+
+
+FACTORS: dict[str, Callable[[Any, dict[str, Tensor]], Factors]] = {"MOS": mos_factors}
+
+
+def export_lora(adapter_dir: str | Path, out_dir: str | Path) -> None:
+    """Write the adapter in `adapter_dir` to the new folder `out_dir` as a LoRA that PEFT and vLLM load.
+
+    No base model is needed. The tensors keep their type; the update stays the same, B A times lora_alpha / r. Biases
+    and `modules_to_save` are carried over. `out_dir` appears only when complete.
+
+    Raises:
+        FileNotFoundError: `adapter_dir` holds no adapter.
+        FileExistsError: `out_dir` exists and is not empty.
+        ValueError: the adapter's method has no export, or its file is not consistent.
+    """
+    adapter_dir, out_dir = Path(adapter_dir), Path(out_dir)
+    if not (adapter_dir / "adapter_config.json").is_file():
+        raise FileNotFoundError(f"{adapter_dir} holds no adapter_config.json. Name the folder of a saved adapter.")
+    if out_dir.exists() and any(out_dir.iterdir()):
+        raise FileExistsError(f"{out_dir} is not empty. Remove it or name another folder.")
+    config = PeftConfig.from_pretrained(str(adapter_dir))
+    state = load_peft_weights(str(adapter_dir), device="cpu")
+    lora, tensors = as_lora(config, state)
+    out_dir.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out_dir.parent, prefix=f".{out_dir.name}-") as folder:
+        complete = Path(folder) / "lora"
+        lora.save_pretrained(str(complete))
+        save_file(tensors, complete / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+        if out_dir.exists():
+            out_dir.rmdir()
+        os.replace(complete, out_dir)
+
+
+def as_lora(config: Any, state: dict[str, Tensor]) -> tuple[PeftConfig, dict[str, Tensor]]:
+    """The configuration and the tensors of the LoRA that equals a saved adapter; a LoRA is returned as it is."""
+    method = config.peft_type.value
+    if method == "LORA":
+        return config, state
+    if method not in FACTORS:
+        raise ValueError(f"A {method} adapter has no export to LoRA. Known: LORA, {', '.join(sorted(FACTORS))}.")
+    factors = FACTORS[method](config, state)
+    tensors = {key: value for key, value in state.items() if f".{method.lower()}_" not in key}
+    for name, (a, b) in factors.items():
+        tensors[f"{ROOT}{name}.lora_A.weight"] = a.contiguous()
+        tensors[f"{ROOT}{name}.lora_B.weight"] = b.contiguous()
+    return lora_config(config, {name: len(a) for name, (a, _) in factors.items()}), tensors
+
+
+def lora_config(config: Any, ranks: dict[str, int]) -> LoraConfig:
+    """A LoRA on the modules in `ranks` whose scaling is that of `config`: alpha / r, or 1 for a method without alpha."""
+    [(common, _)] = Counter(ranks.values()).most_common(1)
+    alphas = {rank: getattr(config, "alpha", rank) for rank in ranks.values()}
+    return LoraConfig(
+        r=common,
+        lora_alpha=alphas[common],
+        rank_pattern={name: rank for name, rank in ranks.items() if rank != common},
+        alpha_pattern={name: alphas[rank] for name, rank in ranks.items() if alphas[rank] != alphas[common]},
+        target_modules=sorted(ranks),
+        modules_to_save=config.modules_to_save,
+        bias="lora_only" if config.bias.endswith("_only") else config.bias,
+        task_type=config.task_type,
+        base_model_name_or_path=config.base_model_name_or_path,
+        revision=config.revision,
+        inference_mode=True,
+    )
