@@ -1,6 +1,5 @@
 """Mixture of Shards (MoS) and its neighbours as PEFT methods. Importing the package registers them with PEFT."""
 
-from mos import prolora, tied_lora
 from mos.config import MosConfig
 from mos.export import export_lora
 from mos.layer import MosLayer

@@ -10,9 +10,9 @@ from mos.registration import add_peft_type
 class MosConfig(LowRankConfig):
     """Mixture of Shards: each block assembles its LoRA factors from shards of a pool shared by all blocks.
 
-    Trainable parameters equal those of LoRA at rank `equivalent_rank`; `r` is the rank of each block's update. With
-    p = 0: `shards_per_vector=1` is MoS without vector sharding; with `r=None` each block uses the whole pool (pure
-    sharing), scaled per vector pair by `random_scaling`; with `pair_dissociation=False` a smaller r is subset selection.
+    Trainable parameters equal those of LoRA at rank `equivalent_rank`; `r` is the rank of each block's update. The
+    paper's Table 1 has `shards_per_vector=1, private_rank=0, pair_dissociation=False` and `r=None` (pure sharing), also
+    `random_scaling=True`, or a smaller `r` (subset selection); its ablations change one of the three alone.
 
     Raises ValueError for values out of range or in contradiction; those that depend on the model are checked when the
     adapter is added to one, before any layer is changed.
@@ -52,6 +52,6 @@ class MosConfig(LowRankConfig):
             raise ValueError(f"r={self.r} must be at least private_rank={p}, whose vectors are all used.")
         if self.r is not None and p == e != self.r:
             raise ValueError(
-                f"private_rank={p} equals equivalent_rank, so there is no public shard and r must be {e}, not {self.r}. "
-                "Lower private_rank, or set r to it (MoS is LoRA then)."
+                f"private_rank={p} equals equivalent_rank, which leaves no public shard: r={self.r} must be {e} too "
+                "(MoS is LoRA then). Set r, or lower private_rank."
             )

@@ -1,7 +1,5 @@
 """Any trained adapter as a standard PEFT LoRA, from its files alone: every method's update is a product B A."""
 
-import os
-import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -77,7 +75,7 @@ def export_lora(adapter_dir: str | Path, out_dir: str | Path) -> None:
         save_file(tensors, complete / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
         if out_dir.exists():
             out_dir.rmdir()
-        os.replace(complete, out_dir)
+        complete.replace(out_dir)
 
 
 def as_lora(config: Any, state: dict[str, Tensor]) -> tuple[PeftConfig, dict[str, Tensor]]:
@@ -96,7 +94,7 @@ def as_lora(config: Any, state: dict[str, Tensor]) -> tuple[PeftConfig, dict[str
 
 
 def lora_config(config: Any, ranks: dict[str, int]) -> LoraConfig:
-    """A LoRA on the modules in `ranks` whose scaling is that of `config`: alpha / r, or 1 for a method without alpha."""
+    """A LoRA on the modules in `ranks`, scaled as `config` says: by alpha / r, or by 1 for a method without alpha."""
     [(common, _)] = Counter(ranks.values()).most_common(1)
     alphas = {rank: getattr(config, "alpha", rank) for rank in ranks.values()}
     return LoraConfig(

@@ -96,7 +96,7 @@ class MosLayer(LowRankLayer):
         if any(isinstance(pool, DTensor) for pool in pools):
             raise RuntimeError(
                 f"The pools of adapter '{adapter}' are sharded with another block (FSDP2), but all blocks read them. "
-                "Pass them to fully_shard as ignored_params and average their gradients, or shard the whole model at once."
+                "Pass them to fully_shard as ignored_params and average their gradients, or wrap the whole model once."
             )
         return pools[0].to(device), pools[1].to(device)
 

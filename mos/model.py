@@ -2,12 +2,12 @@
 
 import re
 from collections import defaultdict
-from typing import Any
+from typing import Any, cast
 
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import nn
 
-from mos.base import LowRankModel, in_out_features
+from mos.base import LINEAR_LAYERS, LLAMA_LIKE, LowRankModel, in_out_features
 from mos.config import MosConfig
 from mos.layer import MosLayer, Place
 from mos.shards import PoolLayout
@@ -45,7 +45,9 @@ class MosModel(LowRankModel):
 
     prefix = "mos_"
     tuner_layer_cls = MosLayer
-    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    target_module_mapping = cast(
+        dict[str, list[str]], TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    ) | dict.fromkeys(LLAMA_LIKE, LINEAR_LAYERS)
 
     def check_targets(self, config: MosConfig, targets: dict[str, nn.Module]) -> None:
         self.places = plan(config, targets)
@@ -56,5 +58,5 @@ class MosModel(LowRankModel):
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         for place in self.places.values():
-            layer, host = model.get_submodule(place.name), model.get_submodule(place.host)
-            layer.mos_host[adapter_name] = host
+            layer = cast(MosLayer, model.get_submodule(place.name))
+            layer.mos_host[adapter_name] = cast(MosLayer, model.get_submodule(place.host))

@@ -78,9 +78,10 @@ def stream(seed: int, *names: str) -> torch.Generator:
 
 
 def sample_indices(layout: PoolLayout, block: int, generator: torch.Generator) -> Tensor:
-    """Draw the index matrix I^k of block k (Sec. 3.2 to 3.5, Eqs. 3 to 5), or list the whole pool if `layout.r` is None.
+    """Draw the index matrix I^k of block k (Sec. 3.2 to 3.5, Eqs. 3 to 5).
 
-    returns (r, l) int64: r - p rows drawn without replacement from the public shards, then the block's p private rows.
+    returns (r, l) int64: r - p rows drawn without replacement from the public shards, then the block's p private rows;
+    if `layout.r` is None, the whole pool in order (Sec. 3.1, Eq. 2)
     """
     shards = layout.shards_per_vector
     if layout.r is None:
