@@ -215,17 +215,17 @@ def _humaneval_problem(line: bytes) -> HumanEvalProblem:
     return HumanEvalProblem(*texts(decode(line), "task_id", "prompt", "entry_point", "canonical_solution", "test"))
 
 
-def locate_benchmark(benchmark: DictConfig, data: Path | None, cache_dir: Path) -> Path:
+def locate_benchmark(benchmark: DictConfig, data: Path | str | None, cache_dir: Path | str) -> Path:
     """The folder of a benchmark's original files, for its `load_` function, downloaded once if `data` is None.
 
     benchmark: a config of configs/benchmark (its `source` is read)
     Raises as `sources.locate` and `sources.find_files`
     """
-    root = locate(benchmark.source, data, cache_dir)
+    root = locate(benchmark.source, data, Path(cache_dir))
     find_files(benchmark.source, root)
     return root
 
 
-def benchmark_fingerprint(benchmark: DictConfig, root: Path, cache_dir: Path) -> str:
+def benchmark_fingerprint(benchmark: DictConfig, root: Path, cache_dir: Path | str) -> str:
     """16 hex digits that change with the content or the names of the benchmark's files, for evaluation keys."""
-    return digest(fingerprint(find_files(benchmark.source, root), cache_dir))
+    return digest(fingerprint(find_files(benchmark.source, root), Path(cache_dir)))

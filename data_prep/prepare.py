@@ -15,7 +15,7 @@ from tqdm import tqdm
 from data_prep.chat import IGNORED, encode
 from data_prep.files import Tally
 from data_prep.readers.rows import Row
-from data_prep.sources import Files, digest, find_files, fingerprint, locate, new_folder, write_json
+from data_prep.sources import Files, digest, find_files, fingerprint, locate, made_once, write_json
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +31,8 @@ class Prepared:
     """Encoded examples of one training set.
 
     train, validation: `input_ids` and `labels`, lists of int of one length; labels are -100 where no loss is taken
-    report: `lines` read from the raw files, of them `broken` (`broken_rows` says where), `examples` made from the rest, of
-        them `dropped` without a label in the first max_length tokens and `truncated` but kept; `tokens` and
+    report: `lines` read from the raw files, of them `broken` (`broken_rows` says where), `examples` made of the rest,
+        of them `dropped` without a label in the first max_length tokens and `truncated` but kept; `tokens` and
         `labelled_tokens` of all kept, divided into `train` and `validation` examples
     """
 
@@ -46,10 +46,10 @@ def prepare(
     dataset: DictConfig,
     tokenizer: Any,
     *,
-    data: Path | None,
+    data: Path | str | None,
     max_length: int,
     validation_size: int,
-    cache_dir: Path,
+    cache_dir: Path | str,
     processes: int | None = None,
 ) -> Prepared:
     """Encoded training and validation examples of one training set; a second call only loads them.
@@ -61,10 +61,11 @@ def prepare(
         FileNotFoundError, ConnectionError, PermissionError: the raw files are not there (see `sources.locate`)
         ValueError: truncated files, too many broken rows, or fewer examples than `validation_size` needs
     """
-    files, reader = _raw(dataset, data, Path(cache_dir))
+    cache = Path(cache_dir)
+    files, reader = _raw(dataset, data, cache)
     content = {
         "version": VERSION,
-        "files": fingerprint(files, Path(cache_dir)),
+        "files": fingerprint(files, cache),
         "reader": reader,
         "max_broken_share": dataset.max_broken_share,
         "tokenizer": _tokenizer_content(tokenizer),
@@ -72,19 +73,20 @@ def prepare(
         "validation": [validation_size, SPLIT_SEED],
     }
     key = digest(content)
-    folder = Path(cache_dir) / "data" / f"{dataset.name}-{key}"
-    if not folder.is_dir():
+
+    def build(folder: Path) -> None:
         rows, tally = _read(dataset, files, reader)
         examples = _encode(dataset.name, rows, tokenizer, max_length, processes)
         _save(dataset.name, examples, tally, validation_size, folder)
-    return _load(folder, key)
+
+    return _load(made_once(cache / "data" / f"{dataset.name}-{key}", build), key)
 
 
-def _raw(dataset: DictConfig, data: Path | None, cache_dir: Path) -> tuple[Files, dict[str, Any]]:
+def _raw(dataset: DictConfig, data: Path | str | None, cache_dir: Path) -> tuple[Files, dict[str, Any]]:
     """The raw files of a training set, and the config of their reader."""
     source = dataset.source
     if source.messages is None:
-        reader = OmegaConf.to_container(dataset.reader, resolve=True)
+        reader: Any = OmegaConf.to_container(dataset.reader, resolve=True)
         return find_files(source, locate(source, data, cache_dir)), reader
     path = Path(source.messages)
     if not path.is_file():
@@ -151,10 +153,9 @@ def _save(name: str, examples: Dataset, tally: Tally, validation_size: int, fold
         "broken_rows": tally.broken,
     }
     split = kept.remove_columns(["labelled", "cut"]).train_test_split(test_size=validation_size, seed=SPLIT_SEED)
-    with new_folder(folder) as temporary:
-        split["train"].save_to_disk(temporary / "train")
-        split["test"].save_to_disk(temporary / "validation")
-        write_json(temporary / "report.json", report)
+    split["train"].save_to_disk(folder / "train")
+    split["test"].save_to_disk(folder / "validation")
+    write_json(folder / "report.json", report)
 
 
 def _load(folder: Path, key: str) -> Prepared:

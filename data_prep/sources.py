@@ -3,12 +3,13 @@
 A config's `source` has
     folder    the place below `data=` of the command line, e.g. train/cot
     files     per role of a file, the accepted names (globs below the folder); the first that matches is used
-    upstream  without `data=`: a list of downloads, `{url}` or `{repo, revision, file}` of a dataset on the hub, each with
-              `to` (its name in the folder; absent for a .tar or .tar.gz, whose single top folder becomes the folder) and
+    upstream  without `data=`: a list of downloads, `{url}` or `{repo, revision, file}` of a dataset on the hub, with
+              `to` (its name in the folder; absent for an archive, whose single top folder becomes the folder) and
               `sha256` (null: not known to us; the log then shows it, so that it can be pinned)
     messages  training sets only: a ready jsonl of messages, used instead of all of these
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -17,11 +18,11 @@ import shutil
 import tarfile
 import tempfile
 import urllib.request
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from omegaconf import DictConfig, OmegaConf
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 Files = dict[str, list[Path]]  # by role, sorted by name
 
 
-def locate(source: DictConfig, data: Path | None, cache_dir: Path) -> Path:
+def locate(source: DictConfig, data: Path | str | None, cache_dir: Path) -> Path:
     """The folder that holds the original files, downloaded once if `data` is None.
 
     Raises:
@@ -78,24 +79,35 @@ def digest(content: Any) -> str:
 
 def write_json(path: Path, content: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        json.dump(content, file, indent=1)
-    os.replace(file.name, path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(content, indent=1))
+    temporary.replace(path)
 
 
-@contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `target` if the block ends without an error; nothing half-written stays."""
+def made_once(target: Path, fill: Callable[[Path], None]) -> Path:
+    """The folder `target`, which `fill` writes if it is not there yet.
+
+    Several processes may ask for it at once; nothing half-written stays.
+    Raises OSError, with a remedy, if the disk is full.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not target.is_dir():
+            _make(target, fill)
+    return target
+
+
+def _make(target: Path, fill: Callable[[Path], None]) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".partial-") as temporary:
         folder = Path(temporary) / target.name
         folder.mkdir()
-        yield folder
         try:
-            os.replace(folder, target)
-        except OSError:
-            if not target.is_dir():  # else another process has finished the same folder meanwhile
+            fill(folder)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
                 raise
+            raise OSError(f"The disk is full at {target.parent}; free some space and run the same again.") from error
+        folder.replace(target)
 
 
 def _first_match(root: Path, role: str, accepted: Iterable[str]) -> list[Path]:
@@ -111,13 +123,14 @@ def _stamp(path: Path) -> list[int]:
 
 
 def _downloaded(source: DictConfig, cache_dir: Path) -> Path:
-    upstream = OmegaConf.to_container(source.upstream, resolve=True)
+    upstream: Any = OmegaConf.to_container(source.upstream, resolve=True)
     target = cache_dir / "raw" / f"{Path(source.folder).name}-{digest(upstream)}"
-    if not target.is_dir():
-        with new_folder(target) as folder:
-            for entry in upstream:
-                _download(entry, folder)
-    return target
+    return made_once(target, lambda folder: _download_all(upstream, folder))
+
+
+def _download_all(upstream: list[dict[str, Any]], folder: Path) -> None:
+    for entry in upstream:
+        _download(entry, folder)
 
 
 def _download(entry: dict[str, Any], folder: Path) -> None:
@@ -126,7 +139,7 @@ def _download(entry: dict[str, Any], folder: Path) -> None:
         _check(file, entry)
         if "to" in entry:
             (folder / entry["to"]).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(file, folder / entry["to"])
+            file.replace(folder / entry["to"])
         else:
             _unpack(file, folder)
 
@@ -141,7 +154,8 @@ def _fetch(entry: dict[str, Any], folder: Path) -> Path:
         return Path(hf_hub_download(filename=entry["file"], local_dir=folder, **where)).resolve()
     except (GatedRepoError, RepositoryNotFoundError) as error:
         raise PermissionError(
-            f"{name} is gated, private or gone: accept its terms on the hub and set HF_TOKEN, or use a local copy (data=...)."
+            f"{name} is gated, private or gone: accept its terms on the hub and set HF_TOKEN, "
+            "or use a local copy (data=...)."
         ) from error
     except OSError as error:
         raise ConnectionError(
@@ -163,7 +177,8 @@ def _check(file: Path, entry: dict[str, Any]) -> None:
         log.warning("%s has no pinned checksum; pin it in the config with sha256: %s", name, found)
     elif found != entry["sha256"]:
         raise ValueError(
-            f"{name} has sha256 {found}, but the config pins {entry['sha256']}: the download is damaged or the file changed."
+            f"{name} has sha256 {found}, but the config pins {entry['sha256']}: the download is damaged, or the file "
+            "has changed; try again, or use a local copy (data=...)."
         )
 
 
@@ -177,4 +192,4 @@ def _unpack(file: Path, folder: Path) -> None:
         raise ValueError(f"The downloaded archive is incomplete ({error}); try again.") from error
     (top,) = (path for path in unpacked.iterdir() if path.is_dir())
     for path in top.iterdir():
-        os.replace(path, folder / path.name)
+        path.replace(folder / path.name)
