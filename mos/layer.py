@@ -4,14 +4,13 @@ import math
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from peft.tuners._buffer_dict import BufferDict
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from mos.base import LowRankLayer
 from mos.config import MosConfig
-from mos.shards import LowRankUpdate, PoolLayout, assemble, index_dtype, init_bound, sample_indices, stream
+from mos.shards import LowRankUpdate, PoolLayout, assemble, index_dtype, init_bound, low_rank, sample_indices, stream
 
 
 class Place(NamedTuple):
@@ -28,7 +27,7 @@ class Assembled(NamedTuple):
 
     sources: tuple[Tensor, ...]
     state: tuple[Any, ...]
-    factors: tuple[Tensor, Tensor]
+    factors: tuple[Tensor, Tensor, Tensor]
 
 
 class MosLayer(LowRankLayer):
@@ -113,16 +112,20 @@ class MosLayer(LowRankLayer):
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
         x = self.dropout[adapter](self._cast_input_dtype(x, dtype))
-        if not self.training and not (torch.is_grad_enabled() and pool_a.requires_grad):
-            a, b = self._assembled(adapter, x.dtype)
-            return F.linear(F.linear(x, a), b)  # (..., h) -> (..., r) -> (..., o)
-        self.mos_cache.pop(adapter, None)
-        scale = (self.mos_scale[adapter] * self.scaling[adapter]).to(x.dtype)
-        y = LowRankUpdate.apply(x.flatten(0, -2), pool_a, pool_b, self.mos_index[adapter], scale)
+        tokens = x.flatten(0, -2)  # (..., h) -> (t, h)
+        if self.training or (torch.is_grad_enabled() and pool_a.requires_grad):
+            self.mos_cache.pop(adapter, None)
+            y = LowRankUpdate.apply(tokens, pool_a, pool_b, self.mos_index[adapter], self._scale(adapter, x.dtype))
+        else:
+            y, _ = low_rank(tokens, *self._assembled(adapter, x.dtype))
         return y.view(*x.shape[:-1], self.out_features)  # (t, o) -> (..., o)
 
-    def _assembled(self, adapter: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """The factors with all scaling in A, kept until something they are made of changes."""
+    def _scale(self, adapter: str, dtype: torch.dtype) -> Tensor:
+        """alpha / r times the scale of each vector pair; returns (r,)."""
+        return (self.mos_scale[adapter] * self.scaling[adapter]).to(dtype)
+
+    def _assembled(self, adapter: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """What `low_rank` needs besides the tokens, kept until something it is made of changes."""
         sources = (*self.pools(adapter), self.mos_index[adapter], self.mos_scale[adapter])
         if torch.compiler.is_compiling() or any(source.is_inference() for source in sources):
             return self._assemble(adapter, dtype)  # such tensors do not count their changes
@@ -133,9 +136,11 @@ class MosLayer(LowRankLayer):
         return kept.factors
 
     @torch.no_grad()
-    def _assemble(self, adapter: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        a, b = self.factors(adapter)
-        return (a * self.scaling[adapter]).to(dtype), b.to(dtype)
+    def _assemble(self, adapter: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        a, b = (
+            assemble(pool, i).to(dtype) for pool, i in zip(self.pools(adapter), self.mos_index[adapter], strict=True)
+        )
+        return a, b, self._scale(adapter, dtype)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """As for every layer; with `safe_merge` also shards that no block selected must be finite."""

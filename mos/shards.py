@@ -113,6 +113,15 @@ def scatter(grad: Tensor, index: Tensor, size: int) -> Tensor:
     return rows.new_zeros(size, rows.shape[1]).index_add_(0, index.flatten().long(), rows)
 
 
+def low_rank(x: Tensor, a: Tensor, b: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """One block's update of tokens x (t, h), scaled per vector pair (Eq. 1), and x A^T.
+
+    a: (r, h); b: (r, o), the columns of B; scale: (r,); returns (t, o) and (t, r)
+    """
+    hidden = x @ a.T  # (t, h) (h, r) -> (t, r)
+    return (hidden * scale) @ b, hidden  # (t, r) (r, o) -> (t, o)
+
+
 class LowRankUpdate(torch.autograd.Function):
     """x A^T diag(scale) B^T with the factors assembled from pools, in forward and once more in backward.
 
@@ -123,9 +132,9 @@ class LowRankUpdate(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, pool_a: Tensor, pool_b: Tensor, index: Tensor, scale: Tensor) -> Tensor:
         """x: (t, h); pools: (n, h/l), (n, o/l); index: (2, r, l); scale: (r,); returns (t, o) in the type of x."""
         a, b = (assemble(pool, i).to(x.dtype) for pool, i in zip((pool_a, pool_b), index, strict=True))
-        hidden = x @ a.T  # (t, h) (h, r) -> (t, r)
+        y, hidden = low_rank(x, a, b, scale)
         ctx.save_for_backward(x, hidden, pool_a, pool_b, index, scale)
-        return (hidden * scale) @ b  # (t, r) (r, o) -> (t, o)
+        return y
 
     @staticmethod
     @once_differentiable
