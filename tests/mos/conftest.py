@@ -32,10 +32,10 @@ def tiny_llama():
 
 @pytest.fixture
 def tiny_llama_4bit(tiny_llama, tmp_path):
-    """Likewise, with its linear layers in NF4 as the paper's trainer has them, computing in float32."""
+    """Likewise, with its linear layers in NF4 with double quantization, of widths that the CPU kernel takes."""
 
     def build():
-        tiny_llama().save_pretrained(tmp_path / "base")
+        tiny_llama(hidden_size=64, intermediate_size=128).save_pretrained(tmp_path / "base")
         config = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
