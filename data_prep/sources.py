@@ -19,6 +19,7 @@ import tarfile
 import tempfile
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,7 @@ def _download(entry: dict[str, Any], folder: Path) -> None:
             (folder / entry["to"]).parent.mkdir(parents=True, exist_ok=True)
             file.replace(folder / entry["to"])
         else:
-            _unpack(file, folder)
+            _unpack(file, folder, entry["url"])
 
 
 def _fetch(entry: dict[str, Any], folder: Path) -> Path:
@@ -157,7 +158,7 @@ def _fetch(entry: dict[str, Any], folder: Path) -> Path:
             f"{name} is gated, private or gone: accept its terms on the hub and set HF_TOKEN, "
             "or use a local copy (data=...)."
         ) from error
-    except OSError as error:
+    except (OSError, HTTPException) as error:
         raise ConnectionError(
             f"Downloading {name} failed ({error}); check the network and the disk, or use a local copy (data=...)."
         ) from error
@@ -168,6 +169,8 @@ def _fetch_url(url: str, path: Path) -> Path:
         total = int(response.headers.get("Content-Length", 0)) or None
         with tqdm.wrapattr(file, "write", total=total, desc=Path(url).name) as out:
             shutil.copyfileobj(response, out, length=1 << 20)
+    if total not in (None, path.stat().st_size):
+        raise OSError(f"{path.stat().st_size} of {total} bytes arrived")
     return path
 
 
@@ -182,14 +185,14 @@ def _check(file: Path, entry: dict[str, Any]) -> None:
         )
 
 
-def _unpack(file: Path, folder: Path) -> None:
+def _unpack(file: Path, folder: Path, name: str) -> None:
     """The content of the archive's single top folder, into `folder`."""
     unpacked = file.parent / "unpacked"
     try:
         with tarfile.open(file) as archive:
             archive.extractall(unpacked, filter="data")
     except (tarfile.TarError, EOFError) as error:
-        raise ValueError(f"The downloaded archive is incomplete ({error}); try again.") from error
+        raise ValueError(f"{name} is not a complete archive ({error}); try again.") from error
     (top,) = (path for path in unpacked.iterdir() if path.is_dir())
     for path in top.iterdir():
         path.replace(folder / path.name)

@@ -2,7 +2,18 @@ import gzip
 
 import pytest
 
-from data_prep.files import BrokenRow, Tally, decode, load_json, load_rows, needed, numbered_lines, strict, texts, usable
+from data_prep.files import (
+    BrokenRow,
+    Tally,
+    decode,
+    load_json,
+    load_rows,
+    needed,
+    numbered_lines,
+    strict,
+    texts,
+    usable,
+)
 
 
 def test_broken_rows_are_counted_with_their_place_and_left_out(tmp_path):
