@@ -2,7 +2,6 @@
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,42 +10,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME, load_peft_weights
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mos.config import MosConfig
-from mos.model import layer_type
-from mos.shards import assemble
-
-Factors = dict[str, tuple[Tensor, Tensor]]  # module name: A (r, h) and B (o, r)
-ROOT = "base_model.model."  # PEFT's prefix of every module in a saved adapter
-
-
-def by_name(state: dict[str, Tensor], parameter: str) -> dict[str, Tensor]:
-    """The tensors of a saved adapter called `parameter`, by the name of their module."""
-    end = f".{parameter}"
-    return {key.removeprefix(ROOT).removesuffix(end): value for key, value in state.items() if key.endswith(end)}
-
-
-def mos_factors(config: MosConfig, state: dict[str, Tensor]) -> Factors:
-    """Assemble A and B of every layer; random scales go into A.
-
-    Raises ValueError if the file does not tell which pool a layer uses: pools of two widths under one layer type.
-    """
-    pools_a, pools_b, scales = (by_name(state, name) for name in ("mos_A", "mos_B", "mos_scale"))
-    hosts: dict[str, str] = {}
-    for host in pools_a:
-        other = hosts.setdefault(layer_type(host), host)
-        if other != host:
-            raise ValueError(
-                f"'{other}' and '{host}' differ in width but not in layer type, so the file does not tell which of "
-                "their pools the other layers use. Use peft.convert_to_lora on the loaded model instead."
-            )
-    factors = {}
-    for name, (index_a, index_b) in by_name(state, "mos_index").items():
-        a, b = (assemble(pools[hosts[layer_type(name)]], i) for pools, i in ((pools_a, index_a), (pools_b, index_b)))
-        factors[name] = (a * scales[name][:, None]).to(a.dtype), b.T.contiguous()
-    return factors
-
-
-FACTORS: dict[str, Callable[[Any, dict[str, Tensor]], Factors]] = {"MOS": mos_factors}
+from mos.factors import FACTORS, ROOT
 
 
 def export_lora(adapter_dir: str | Path, out_dir: str | Path) -> None:

@@ -14,6 +14,22 @@ def spread(chunk: Tensor, copies: int, width: int) -> Tensor:
     return torch.cat([chunk.roll(-i, 0) for i in range(copies)], 1)[:, :width]
 
 
+def assemble(
+    a: Tensor, b: Tensor, *unshared: Tensor, sharing: tuple[int, int], shape: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """The factors of a layer: the spread chunks, then the unshared ranks.
+
+    a, b:     the chunks (r - u, ceil(h / m)) and (ceil(o / n), r - u)
+    unshared: none, or A (u, h) and B (o, u)
+    sharing, shape: (m, n) and (o, h); returns (r, h), (o, r)
+    """
+    (m, n), (o, h) = sharing, shape
+    a, b = spread(a, m, h), spread(b.T, n, o).T  # (r - u, h), (o, r - u)
+    if unshared:
+        a, b = torch.cat([a, unshared[0]]), torch.cat([b, unshared[1]], 1)  # (r, h), (o, r)
+    return a, b
+
+
 class ProloraLayer(LowRankLayer):
     adapter_layer_names = ("prolora_A", "prolora_B", "prolora_unshared_A", "prolora_unshared_B")
     other_param_names = (*LowRankLayer.other_param_names, "sharing", "prolora_shape")
@@ -47,10 +63,6 @@ class ProloraLayer(LowRankLayer):
                 nn.init.zeros_(b[adapter]) if init_weights else nn.init.normal_(b[adapter], std=bound)
 
     def factors(self, adapter: str) -> tuple[Tensor, Tensor]:
-        m, n = self.sharing[adapter]
-        a = spread(self.prolora_A[adapter], m, self.in_features)  # (r - u, h)
-        b = spread(self.prolora_B[adapter].T, n, self.out_features).T  # (o, r - u)
-        if adapter not in self.prolora_unshared_A:
-            return a, b
-        a = torch.cat([a, self.prolora_unshared_A[adapter]])  # (r, h)
-        return a, torch.cat([b, self.prolora_unshared_B[adapter]], 1)  # (o, r)
+        own = (self.prolora_A, self.prolora_B, self.prolora_unshared_A, self.prolora_unshared_B)
+        chunks = [parameters[adapter] for parameters in own if adapter in parameters]
+        return assemble(*chunks, sharing=self.sharing[adapter], shape=(self.out_features, self.in_features))

@@ -9,7 +9,7 @@ from peft import PeftConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from mos import MosConfig
+from mos import MosConfig, export_lora
 from mos.prolora import ProloraConfig
 from mos.tied_lora import TiedLoraConfig
 
@@ -125,6 +125,17 @@ def test_merge_into_half_precision(tiny_llama, config, ids):
     merged = model.merge_and_unload()
     assert {p.dtype for p in merged.parameters()} == {torch.bfloat16}
     torch.testing.assert_close(merged(ids).logits, expected, rtol=0.1, atol=0.03)
+
+
+def test_export_is_the_same_adapter(tiny_llama, config, ids, tmp_path):
+    model = get_peft_model(tiny_llama(), config(target_modules=["k_proj", "v_proj"], layers_to_transform=[1, 2])).eval()
+    expected = model(ids).logits
+    model.save_pretrained(tmp_path / "own")
+    export_lora(tmp_path / "own", tmp_path / "lora")
+    lora = PeftModel.from_pretrained(tiny_llama(), tmp_path / "lora")
+    assert lora.peft_config["default"].peft_type == "LORA"
+    assert_same(lora(ids).logits, expected)
+    assert_same(model.merge_and_unload()(ids).logits, expected)
 
 
 def test_disabled_is_the_base(peft_model, tiny_llama, ids):
