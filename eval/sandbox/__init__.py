@@ -6,21 +6,23 @@ import os
 import secrets
 import select
 import subprocess
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
 from eval.sandbox import isolation
 
 HARNESS = Path(__file__).with_name("harness.py").read_text(encoding="utf-8")
-STARTUP_S = 30.0  # for the sandbox and the interpreter on a busy machine; not part of a program's time
-GRACE_S = 1.0  # the program's own timer may be ignored; this long after it, everything is killed
+STARTUP_S = 30.0  # for the sandbox and the interpreter, on a busy machine; not part of a program's time
+GRACE_S = 1.0  # a program can ignore the timer inside; this long after it, everything is killed
 ANSWER_BYTES = 4096
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """`passed`: the program ran to its end. `status`: "passed", "timed out", "failed: why" or "killed: why"."""
+class Outcome:
+    """`passed`: the program ran to its end. `status`: "passed", "timed out" or "failed: " and the reason."""
 
     passed: bool
     status: str
@@ -28,7 +30,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Protection:
-    """`way`: "bubblewrap", "namespaces" or "none"; `text`: one line that says what holds, or why nothing does."""
+    """`way`: "bubblewrap", "namespaces" or "none"; `text`: one line for a log, what holds or why nothing does."""
 
     way: str
     text: str
@@ -38,43 +40,28 @@ class Protection:
 
 
 class SandboxError(RuntimeError):
-    """The sandbox did not start; says nothing about the program."""
-
-
-def limits(timeout_s: float) -> dict[str, int]:
-    """Hard limits of each process of a program, by the names of Python's `resource`."""
-    return {
-        "RLIMIT_AS": 2**30,
-        "RLIMIT_CORE": 0,
-        "RLIMIT_CPU": int(timeout_s + GRACE_S) + 1,
-        "RLIMIT_FSIZE": 16 * 2**20,
-        "RLIMIT_MEMLOCK": 0,
-        "RLIMIT_MSGQUEUE": 0,
-        "RLIMIT_NOFILE": 64,
-        "RLIMIT_NPROC": 8,
-    }
+    """The sandbox did not start; this says nothing about the program."""
 
 
 def check_humaneval(
-    problem: dict, completion: str, timeout_s: float = 3.0, *, allow_unprotected: bool = False
-) -> Verdict:
+    problem: dict[str, Any], completion: str, timeout_s: float = 3.0, *, allow_unprotected: bool = False
+) -> Outcome:
     """Run `{prompt}{completion}\\n{test}\\ncheck({entry_point})` of one HumanEval row (protocol, section d).
 
-    Passed only if the program reaches its end within `timeout_s` seconds. Raises PermissionError where nothing can
-    shut the program in and `allow_unprotected` is not set, SandboxError where the sandbox does not start.
+    It passes only if it reaches its end; a timer stops it after `timeout_s` seconds, a kill one second later.
+    Raises PermissionError where nothing can shut the program in and `allow_unprotected` is not set, SandboxError where
+    the sandbox does not start.
     """
     active = protection()
     if active.way == "none" and not allow_unprotected:
-        raise PermissionError(
-            f"{active.text}. Pass allow_unprotected=True to run the programs of a model all the same."
-        )
+        raise PermissionError(f"{active}; to run a model's programs all the same, pass allow_unprotected=True")
     program = f"{problem['prompt']}{completion}\n{problem['test']}\ncheck({problem['entry_point']})"
     return run(active.way, program, timeout_s)
 
 
 @functools.cache
 def protection() -> Protection:
-    """The strongest way to shut a program in that works here, tried out once per process."""
+    """The best way to shut a program in that works here; tried out once per process."""
     reasons = []
     for way in ("bubblewrap", "namespaces"):
         try:
@@ -82,63 +69,84 @@ def protection() -> Protection:
         except (SandboxError, OSError) as error:
             reasons.append(f"{way}: {error}")
         else:
-            return Protection(way, f"HumanEval programs are shut in by {way}")
+            return Protection(way, describe(way))
     return Protection("none", f"nothing here can shut a program in ({'; '.join(reasons)})")
 
 
-def run(way: str, program: str, timeout_s: float) -> Verdict:
+def describe(way: str) -> str:
+    """One line on what a program finds in the sandbox."""
+    bounds = limits(0)
+    return (
+        f"HumanEval programs are shut in by {way}: user nobody, no network, no other processes, no files but a private "
+        f"/tmp of {isolation.TMP_BYTES >> 20} MiB and Python's own (read-only), at most {bounds['RLIMIT_NPROC']} "
+        f"processes of {bounds['RLIMIT_AS'] >> 20} MiB, killed {GRACE_S:g} s after their time"
+    )
+
+
+def limits(timeout_s: float) -> dict[str, int]:
+    """Hard limits of each process of a program, by their names in Python's `resource`; bytes, seconds, counts."""
+    return {
+        "RLIMIT_AS": 2**30,
+        "RLIMIT_CORE": 0,
+        "RLIMIT_CPU": int(timeout_s + GRACE_S) + 1,
+        "RLIMIT_FSIZE": isolation.TMP_BYTES,
+        "RLIMIT_MEMLOCK": 0,
+        "RLIMIT_MSGQUEUE": 0,
+        "RLIMIT_NOFILE": 64,
+        "RLIMIT_NPROC": 8,
+    }
+
+
+def run(way: str, program: str, timeout_s: float) -> Outcome:
     """Run one program by `way` (a key of `isolation.WAYS`)."""
     secret = secrets.token_bytes(32)
-    job = {
-        "program": program,
-        "secret": secret,
-        "timeout_s": timeout_s,
-        "limits": limits(timeout_s),
-        "packages": [isolation.PACKAGES_INSIDE] if way != "none" else [],
-    }
-    command = [*isolation.command(way), isolation.interpreter(), "-I", "-S", "-X", "utf8", "-c", HARNESS]
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
+    folder = isolation.packages_folder() if way == "none" else isolation.PACKAGES_INSIDE
+    job = (program, secret, timeout_s, limits(timeout_s), str(folder))
+    with tempfile.TemporaryFile() as stdin:
+        stdin.write(marshal.dumps(job))
+        stdin.seek(0)
+        with start(way, stdin) as process:
+            try:
+                return judge(process, secret, timeout_s)
+            finally:
+                process.kill()
+
+
+def start(way: str, stdin: IO[bytes]) -> subprocess.Popen[bytes]:
+    """Start the harness inside the sandbox; `stdin` holds its job."""
+    return subprocess.Popen(
+        [*isolation.command(way), isolation.interpreter(), "-I", "-S", "-X", "utf8", "-c", HARNESS],
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=isolation.ENVIRONMENT,
-        cwd="/",
+        cwd=tempfile.gettempdir() if way == "none" else "/",
         start_new_session=True,
     )
-    with process:
-        try:
-            return verdict(process, marshal.dumps(job), secret, timeout_s)
-        finally:
-            process.kill()
 
 
-def verdict(process: subprocess.Popen, job: bytes, secret: bytes, timeout_s: float) -> Verdict:
-    """Hand the job over, and judge the program by what comes back and when."""
-    assert process.stdin and process.stdout and process.stderr
-    try:
-        process.stdin.write(job)
-        process.stdin.close()
-    except BrokenPipeError:
-        pass
+def judge(process: subprocess.Popen[bytes], secret: bytes, timeout_s: float) -> Outcome:
+    """Judge a program by what comes out of the sandbox, and when."""
+    assert process.stdout and process.stderr
     channel = process.stdout.fileno()
-    if read(channel, 1, time.monotonic() + STARTUP_S)[0] != b"+":
+    first, _ = read(channel, 1, time.monotonic() + STARTUP_S)
+    deadline = time.monotonic() + timeout_s + GRACE_S
+    if first != b"+":
         process.kill()
-        raise SandboxError(process.stderr.read().decode(errors="replace").strip() or "it does not start")
-    answer, ended = read(channel, ANSWER_BYTES, time.monotonic() + timeout_s + GRACE_S)
+        raise SandboxError(f"the sandbox does not start: {process.stderr.read().decode(errors='replace').strip()}")
+    answer, ended = read(channel, ANSWER_BYTES, deadline)
     if answer == secret:
-        return Verdict(True, "passed")
+        return Outcome(True, "passed")
     if not ended or answer.startswith(b"TimeoutError"):
-        return Verdict(False, "timed out")
-    text = answer.decode(errors="replace") or f"the program left before its end (code {process.wait()})"
-    return Verdict(False, f"failed: {text}")
+        return Outcome(False, "timed out")
+    return Outcome(False, f"failed: {answer.decode(errors='replace') or farewell(process, deadline)}")
 
 
 def read(channel: int, size: int, deadline: float) -> tuple[bytes, bool]:
-    """At most `size` bytes until the end of the stream or the deadline; and whether the stream ended or was full."""
-    data = b""
+    """At most `size` bytes up to the end of the stream or the deadline, and whether it was not the deadline."""
     poll = select.poll()
     poll.register(channel, select.POLLIN)
+    data = b""
     while len(data) < size:
         if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
             return data, False
@@ -147,3 +155,12 @@ def read(channel: int, size: int, deadline: float) -> tuple[bytes, bool]:
             break
         data += chunk
     return data, True
+
+
+def farewell(process: subprocess.Popen[bytes], deadline: float) -> str:
+    """How a program ended that said nothing; it may have closed the channel and still be running."""
+    try:
+        code = process.wait(max(0.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        return "still running without a word when its time was over"
+    return f"left before its end, with code {code}"
