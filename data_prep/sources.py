@@ -44,7 +44,7 @@ def locate(source: DictConfig, data: Path | str | None, cache_dir: Path) -> Path
     """
     if data is None:
         return _downloaded(source, cache_dir)
-    folder = Path(data) / source.folder
+    folder = Path(data, source.folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder: data={data} must hold {source.folder} (see docs/data.md).")
     return folder

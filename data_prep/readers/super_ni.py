@@ -80,7 +80,8 @@ def _instance(instance: Any) -> Instance:
     if not outputs:
         raise BrokenRow("field 'output' is empty")
     (output,) = texts({"output": outputs[0]}, "output")
-    return Instance(*texts(instance, "id", "input"), output)
+    id_, input_ = texts(instance, "id", "input")
+    return Instance(id_, input_, output)
 
 
 def _few_shot(task: Task, instance: Instance, rng: random.Random) -> str:

@@ -13,8 +13,8 @@ PUBLISHED_WITH = (
     "|i⏎⏎Additional Context:⏎x⏎⏎Answer:|Task: i⏎Input: x⏎Output:|Task: i⏎⏎x⏎⏎|Task: i⏎⏎x⏎⏎Answer:"
     "|You need to complete the following task:⏎⏎i⏎⏎x⏎⏎Answer:"
     "|i⏎⏎Now complete the following instance -⏎Input: x⏎Output:|Instruction:i⏎⏎Input: x⏎⏎"
-    "|Below is an instruction that describes a task, paired with an input that provides further context. Write a response "
-    "that appropriately completes the request.⏎⏎### Instruction:⏎i⏎⏎### Input:⏎x⏎⏎### Response:"
+    "|Below is an instruction that describes a task, paired with an input that provides further context. Write a "
+    "response that appropriately completes the request.⏎⏎### Instruction:⏎i⏎⏎### Input:⏎x⏎⏎### Response:"
 )
 PUBLISHED_WITHOUT = (
     "i⏎⏎|i⏎|i|i Output:|i⏎Response:|i⏎⏎Answer:|Task: i⏎⏎|Instruction: i⏎|Instruction: i⏎Output:"
