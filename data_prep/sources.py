@@ -159,8 +159,9 @@ def _fetch(entry: dict[str, Any], folder: Path) -> Path:
             "or use a local copy (data=...)."
         ) from error
     except (OSError, HTTPException) as error:
+        reason = error if "url" in entry else type(error).__name__  # the hub's messages are paragraphs
         raise ConnectionError(
-            f"Downloading {name} failed ({error}); check the network and the disk, or use a local copy (data=...)."
+            f"Downloading {name} failed ({reason}); check the network and the disk, or use a local copy (data=...)."
         ) from error
 
 
