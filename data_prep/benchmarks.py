@@ -3,7 +3,7 @@
 import csv
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,7 @@ class HumanEvalProblem:
     entry_point: str
     canonical_solution: str
     test: str
+    instruction: str | None = None  # of HumanEvalPack, which only the tulu variant reads
 
 
 @dataclass(frozen=True)
@@ -134,11 +135,18 @@ def load_tydiqa(root: Path) -> TyDiQA:
 
 
 def load_humaneval(root: Path) -> HumanEval:
-    """`root/HumanEval.jsonl.gz`, packed or not. Raises FileNotFoundError, ValueError."""
+    """`root/HumanEval.jsonl.gz`, packed or not, and HumanEvalPack's `root/humanevalpack.jsonl` if it is there.
+
+    Raises FileNotFoundError, ValueError.
+    """
     path = _existing(root, "HumanEval.jsonl*")[0]
-    problems = tuple(strict(numbered_lines(path), _humaneval_problem))
+    instructions = _pack_instructions(root / "humanevalpack.jsonl")
+    problems = [
+        replace(problem, instruction=instructions.get(problem.task_id))
+        for problem in strict(numbered_lines(path), _humaneval_problem)
+    ]
     _expect("HumanEval", len(problems), 164)
-    return HumanEval(problems)
+    return HumanEval(tuple(problems))
 
 
 def _existing(root: Path, pattern: str) -> list[Path]:
@@ -213,6 +221,14 @@ def _article_questions(article: Any) -> Iterator[TyDiQuestion]:
 
 def _humaneval_problem(line: bytes) -> HumanEvalProblem:
     return HumanEvalProblem(*texts(decode(line), "task_id", "prompt", "entry_point", "canonical_solution", "test"))
+
+
+def _pack_instructions(path: Path) -> dict[str, str]:
+    """By HumanEval's task ids; the Pack's own are `Python/<n>`. Empty without the file."""
+    if not path.is_file():
+        return {}
+    rows = strict(numbered_lines(path), lambda line: texts(decode(line), "task_id", "instruction"))
+    return {task.replace("Python/", "HumanEval/"): instruction for task, instruction in rows}
 
 
 def locate_benchmark(benchmark: DictConfig, data: Path | str | None, cache_dir: Path | str) -> Path:

@@ -150,7 +150,7 @@ def differences(case: dict[str, Any]) -> list[str]:
 def _same(got: Any, expected: Any) -> bool:
     if isinstance(expected, float) and isinstance(got, float):
         return math.isclose(got, expected, rel_tol=0, abs_tol=1e-6)
-    return got == expected
+    return bool(got == expected)
 
 
 def main(path: str) -> int:

@@ -1,0 +1,36 @@
+"""What turns prompts into text: vllm and hf, one contract."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How text is generated; temperature 0 is greedy."""
+
+    max_new_tokens: int
+    stops: tuple[str, ...] = ()
+    samples: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+class Engine(Protocol):
+    """One base model and any number of LoRA adapters of it.
+
+    Both methods yield `(index of the prompt, result)` as results become ready, in any order, each index once.
+    A prompt that leaves no room in the context yields empty results. `adapter` is a LoRA directory, None the base.
+    """
+
+    def generate(
+        self, prompts: Sequence[str], decoding: Decoding, adapter: Path | None = None
+    ) -> Iterator[tuple[int, list[str]]]:
+        """`decoding.samples` texts per prompt, each ending before the first stop or the end-of-sequence token."""
+
+    def letter_logits(
+        self, prompts: Sequence[str], letter_ids: Mapping[str, int], adapter: Path | None = None
+    ) -> Iterator[tuple[int, dict[str, float]]]:
+        """The next token's logit of each letter."""

@@ -1,0 +1,146 @@
+"""vLLM, on CUDA or CPU: the base model is loaded once, adapters come with the requests, prefixes are cached."""
+
+import itertools
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+
+from eval.benchmarks import cut
+from eval.engines import Decoding
+
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the sizes vLLM takes
+# Set before vLLM is imported; a variable that is already set wins.
+CPU_ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # one process: it starts in half the time, and a kill leaves no orphan
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # binding leaves one core idle and collides with other processes
+    "TORCH_COMPILE_DISABLE": "1",  # compiling two small sampling helpers takes 15 s each
+}
+
+
+class VllmEngine:
+    """The contract of `eval.engines.Engine`.
+
+    model: a checkpoint folder; lora_rank: the largest rank of the adapters to come, 0 if there are none
+    Raises ValueError for a rank above 512.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        lora_rank: int = 0,
+        *,
+        dtype: str = "auto",
+        max_model_len: int = 4096,
+        max_num_seqs: int = 256,
+        gpu_memory_utilization: float = 0.9,
+        cpu_kv_cache_gib: int = 2,
+        cpu_threads: int | None = None,
+        name: str = "vllm",
+    ) -> None:
+        cpu = not torch.cuda.is_available()
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        if cpu:
+            _set_cpu_environment(cpu_kv_cache_gib, cpu_threads or len(os.sched_getaffinity(0)))
+        from vllm import LLM  # after the environment is set
+
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(model)
+        self.llm = LLM(
+            model=str(model),
+            dtype=resolve_dtype(dtype),
+            max_model_len=max_model_len,
+            max_num_seqs=max_num_seqs,
+            gpu_memory_utilization=gpu_memory_utilization,
+            enable_prefix_caching=True,
+            enforce_eager=cpu,  # compiling for the CPU takes longer than it saves
+            generation_config="vllm",  # the checkpoint's own sampling defaults are not ours
+            logprobs_mode="raw_logits",
+            **_lora_settings(lora_rank, cpu),
+        )
+        self.context = self.llm.llm_engine.model_config.max_model_len
+        self._adapters: dict[Path, int] = {}
+        self._request_ids = itertools.count()
+
+    def generate(
+        self, prompts: Sequence[str], decoding: Decoding, adapter: Path | None = None
+    ) -> Iterator[tuple[int, list[str]]]:
+        """See `eval.engines.Engine`."""
+        settings = {
+            "n": decoding.samples,
+            "temperature": decoding.temperature,
+            "top_p": decoding.top_p,
+            "seed": decoding.seed,
+            "stop": list(decoding.stops),
+        }
+        for index, output in self._run(prompts, settings, decoding.max_new_tokens, adapter):
+            # vLLM cuts at the first stop of its list that it finds, which need not be the first in the text
+            yield index, [cut(o.text, decoding.stops) for o in output.outputs] if output else [""] * decoding.samples
+
+    def letter_logits(
+        self, prompts: Sequence[str], letter_ids: Mapping[str, int], adapter: Path | None = None
+    ) -> Iterator[tuple[int, dict[str, float]]]:
+        """See `eval.engines.Engine`."""
+        ids = list(letter_ids.values())
+        settings = {"temperature": 0.0, "logprob_token_ids": ids, "logprobs": len(ids)}
+        for index, output in self._run(prompts, settings, 1, adapter):
+            logits = output.outputs[0].logprobs[0] if output else {}
+            yield index, {letter: logits[token].logprob for letter, token in letter_ids.items() if logits}
+
+    def _run(
+        self, prompts: Sequence[str], settings: dict[str, Any], max_new_tokens: int, adapter: Path | None
+    ) -> Iterator[tuple[int, Any]]:
+        """Finished vLLM outputs with the index of their prompt; None where the prompt leaves no room."""
+        from vllm import SamplingParams, TokensPrompt
+        from vllm.sampling_params import RequestOutputKind
+
+        engine, lora = self.llm.llm_engine, self._lora_request(adapter)
+        indices: dict[str, int] = {}
+        for index, ids in enumerate(self.tokenizer(list(prompts), verbose=False).input_ids if prompts else []):
+            room = min(max_new_tokens, self.context - len(ids))
+            if room < 1:
+                yield index, None
+                continue
+            params = SamplingParams(max_tokens=room, output_kind=RequestOutputKind.FINAL_ONLY, **settings)
+            request = str(next(self._request_ids))
+            indices[request] = index
+            engine.add_request(request, TokensPrompt(prompt_token_ids=ids), params, lora_request=lora)
+        try:
+            while indices:
+                for output in engine.step():
+                    if output.finished:
+                        yield indices.pop(output.request_id), output
+        finally:
+            if indices:  # the caller stopped early
+                engine.abort_request(list(indices))
+
+    def _lora_request(self, adapter: Path | None) -> Any:
+        from vllm.lora.request import LoRARequest
+
+        if adapter is None:
+            return None
+        number = self._adapters.setdefault(adapter, len(self._adapters) + 1)
+        return LoRARequest(f"adapter-{number}", number, str(adapter))
+
+
+def resolve_dtype(dtype: str) -> str:
+    """`auto`: bfloat16 on CUDA, as the reference; float32 on CPU, where a rerun then gives the same text."""
+    return dtype if dtype != "auto" else "bfloat16" if torch.cuda.is_available() else "float32"
+
+
+def _set_cpu_environment(kv_cache_gib: int, threads: int) -> None:
+    sizes = {"VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib), "OMP_NUM_THREADS": str(threads)}
+    for name, value in (CPU_ENVIRONMENT | sizes).items():
+        os.environ.setdefault(name, value)
+
+
+def _lora_settings(rank: int, cpu: bool) -> dict[str, Any]:
+    if rank == 0:
+        return {}
+    if rank > LORA_RANKS[-1]:
+        raise ValueError(f"vLLM takes adapters up to rank {LORA_RANKS[-1]}, not {rank}; use engine=hf.")
+    allowed = next(size for size in LORA_RANKS if size >= rank)
+    grouped = {"worker_extension_cls": "eval.engines.lora_cpu.UseGroupedLoRA"} if cpu else {}
+    return {"enable_lora": True, "max_lora_rank": allowed, "max_loras": 1, **grouped}
