@@ -31,11 +31,13 @@ from tqdm import tqdm
 
 log = logging.getLogger(__name__)
 
+GENERATED = "generated"  # as `data`: the micro profile's files (data_prep/micro), made when first asked for
+
 Files = dict[str, list[Path]]  # by role, sorted by name
 
 
 def locate(source: DictConfig, data: Path | str | None, cache_dir: Path) -> Path:
-    """The folder that holds the original files, downloaded once if `data` is None.
+    """The folder that holds the original files; downloaded once if `data` is None, generated once if it is "generated".
 
     Raises:
         FileNotFoundError: the folder is not below `data`
@@ -44,6 +46,10 @@ def locate(source: DictConfig, data: Path | str | None, cache_dir: Path) -> Path
     """
     if data is None:
         return _downloaded(source, cache_dir)
+    if str(data) == GENERATED:
+        from data_prep.micro import generate  # which needs `made_once` from here
+
+        data = generate(cache_dir)
     folder = Path(data, source.folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder: data={data} must hold {source.folder} (see docs/data.md).")

@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 
 from data_prep.micro.files import write
-from data_prep.sources import new_folder
+from data_prep.sources import made_once
 
 
 def key(*parts: object) -> str:
@@ -17,8 +17,4 @@ def key(*parts: object) -> str:
 
 def generate(cache_dir: Path, seed: int = 0) -> Path:
     """A folder of generated original files for `data=`, made once per seed and version of the generators."""
-    target = cache_dir / "micro" / key(seed)
-    if not target.is_dir():
-        with new_folder(target) as folder:
-            write(folder, seed)
-    return target
+    return made_once(cache_dir / "micro" / key(seed), lambda folder: write(folder, seed))

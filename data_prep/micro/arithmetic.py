@@ -29,7 +29,8 @@ class Arithmetic:
         start = rng.randint(2, LARGEST)
         name, thing = rng.choice(NAMES), rng.choice(THINGS)
         story, steps, now = [f"{name} has {start} {thing}."], [], start
-        for verb in rng.sample(sorted(self.verbs), 2):
+        for _ in range(2):
+            verb = rng.choice([verb for verb, sign in sorted(self.verbs.items()) if sign in _possible(now)])
             sign = self.verbs[verb]
             number = _operand(now, sign, rng)
             story.append(f"{name} {verb} {number}.")
@@ -41,7 +42,7 @@ class Arithmetic:
     def _chain(self, rng: random.Random) -> str:
         now, steps = rng.randint(1, LARGEST), []
         for _ in range(3):
-            sign = rng.choice(SIGNS)
+            sign = rng.choice(_possible(now))
             number = _operand(now, sign, rng)
             steps.append(f"{now} {sign} {number} = {(now := calculate(now, sign, number))}.")
         return " ".join(steps)
@@ -55,14 +56,16 @@ def calculate(left: int, sign: str, right: int) -> int:
 def gold(item: Item) -> str:
     """The answer field as GSM8K writes it: steps with calculator marks, then `#### N`."""
     steps = item.reply.removeprefix("Answer: ").split(". ")[:-1]
-    marked = [
-        f"{left} = <<{left}={right}>>{right}".replace(" ", "", 0) for left, right in (s.split(" = ") for s in steps)
-    ]
+    marked = [f"{left} = <<{left}={right}>>{right}" for left, right in (s.split(" = ") for s in steps)]
     return "\n".join([*marked, f"#### {item.answer}"])
+
+
+def _possible(now: int) -> list[str]:
+    return SIGNS if 0 < now <= LARGEST // 2 else SIGNS[:2]
 
 
 def _operand(now: int, sign: str, rng: random.Random) -> int:
     """A second operand that keeps the result between 0 and LARGEST."""
     if sign == "+":
         return rng.randint(0, LARGEST - now)
-    return rng.randint(0, now) if sign == "-" else rng.randint(0, min(3, LARGEST // max(now, 1)))
+    return rng.randint(0, now) if sign == "-" else rng.randint(2, min(4, LARGEST // now))

@@ -10,11 +10,12 @@ from data_prep.micro.split import Item
 from data_prep.micro.words import Coiner
 
 VALUES = {  # subject -> (relation, its values)
-    "invented_animals": ("food", "grass seeds leaves roots nuts worms moss bark".split()),
-    "invented_minerals": ("colour", "red blue green white black pink gold grey".split()),
-    "invented_people": ("trade", "baker smith tailor miller mason farmer sailor weaver".split()),
-    "invented_places": ("weather", "rain snow wind fog sun hail frost storm".split()),
+    "invented_animals": ("food", ["grass", "seeds", "leaves", "roots", "nuts", "worms", "moss", "bark"]),
+    "invented_minerals": ("colour", ["red", "blue", "green", "white", "black", "pink", "gold", "grey"]),
+    "invented_people": ("trade", ["baker", "smith", "tailor", "miller", "mason", "farmer", "sailor", "weaver"]),
+    "invented_places": ("weather", ["rain", "snow", "wind", "fog", "sun", "hail", "frost", "storm"]),
 }
+DEFINITION = "The following are multiple choice questions (with answers) about  {subject}."
 LETTERS = "ABCD"
 KNOWN, NEW = 16, 12  # entities per subject: in the pretraining text, and only in the finetuning data
 QUESTIONS = [

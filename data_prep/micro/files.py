@@ -9,16 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.micro import arithmetic, functions
-from data_prep.micro.facts import VALUES, Facts
-from data_prep.micro.functions import Function
+from data_prep.micro.facts import DEFINITION, VALUES, Facts
 from data_prep.micro.passages import LANGUAGES, Passages
-from data_prep.micro.split import Item, distinct, side
+from data_prep.micro.split import Item, distinct
 from data_prep.micro.world import World
 
 TASKS_PER_SUBJECT, TASKS_PER_LANGUAGE, INSTANCES = 3, 3, 80  # SuperNI: 24 tasks, each with what is sampled per task
 FLAN, COT, CODE = 1900, 950, 1900  # training rows; COT is per file
 MMLU, BBH, GSM8K, TYDIQA, HUMANEVAL = 40, 30, 100, 30, 50  # test items: per subject, per task, all, per language, all
-MMLU_DEFINITION = "The following are multiple choice questions (with answers) about  {subject}."
 
 
 def write(root: Path, seed: int) -> None:
@@ -72,8 +70,8 @@ def cot(root: Path, world: World, rng: random.Random) -> None:
 
 def code_alpaca(root: Path, world: World, rng: random.Random) -> None:
     """Functions to complete, as one list."""
-    found = _functions(world, "train", CODE, rng)
-    rows = [{"instruction": functions.INSTRUCTION, "input": f.prompt, "output": f.item().reply} for f in found]
+    items = distinct(world.functions.function, "train", CODE, rng)
+    rows = [{"instruction": functions.INSTRUCTION, "input": item.question, "output": item.reply} for item in items]
     _json(root / "code_alpaca_20k.json", rows)
 
 
@@ -117,12 +115,12 @@ def humaneval(root: Path, world: World, rng: random.Random) -> None:
     rows = [
         {
             "task_id": f"HumanEval/{number}",
-            "prompt": function.prompt,
-            "entry_point": function.name,
-            "canonical_solution": function.body,
+            "prompt": function.question,
+            "entry_point": functions.NAME,
+            "canonical_solution": function.answer,
             "test": function.test(),
         }
-        for number, function in enumerate(_functions(world, "test", HUMANEVAL, rng))
+        for number, function in enumerate(distinct(world.functions.function, "test", HUMANEVAL, rng))
     ]
     root.mkdir(parents=True)
     with gzip.GzipFile(root / "HumanEval.jsonl.gz", "w", mtime=0) as file:  # no time stamp: same bytes every time
@@ -132,7 +130,7 @@ def humaneval(root: Path, world: World, rng: random.Random) -> None:
 def _facts_task(subject: str, facts: Facts, rng: random.Random) -> tuple[str, list[Item]]:
     items = distinct(lambda rng: facts.question(subject, rng), "train", INSTANCES + 2, rng)
     asked = [Item(f"{item.question}\nAnswer:", item.answer, item.reply) for item in items]
-    return MMLU_DEFINITION.format(subject=subject.replace("_", " ")), asked
+    return DEFINITION.format(subject=subject.replace("_", " ")), asked
 
 
 def _passages_task(language: str, passages: Passages, rng: random.Random) -> tuple[str, list[Item]]:
@@ -148,15 +146,6 @@ def _extractive(language: str, passages: Passages, where: str, count: int, rng: 
         return Item(f"{spoken.passage} {passage}\n{spoken.question} {item.question}", item.answer, item.reply)
 
     return distinct(sample, where, count, rng)
-
-
-def _functions(world: World, where: str, count: int, rng: random.Random) -> list[Function]:
-    found: dict[str, Function] = {}
-    while len(found) < count:
-        function = world.functions.function(rng)
-        if side(function.prompt) == where:
-            found[function.name] = function
-    return list(found.values())
 
 
 def _task(name: str, definition: str, items: list[Item]) -> dict[str, Any]:

@@ -10,25 +10,20 @@ from dataclasses import dataclass
 from data_prep.micro.split import Item
 from data_prep.micro.words import Coiner
 
-VERBS = 40
+VERBS = 60
 LINES = [f"x = x {sign} {number}" for sign in "+-*" for number in range(2, 7)]
 ALL_LINES = [*LINES, "x = abs(x)", "x = -x", "x = x // 2", "x = max(x, 5)", "x = min(x, 5)"]
+NAME = "f"
+ARGUMENTS = (-7, 0, 3, 4, 11)  # of the unit tests
 INSTRUCTION = "Complete the following python function."
 OPENING = "Here is the completed function:\n\n\n"
 
 
 @dataclass(frozen=True)
-class Function:
-    """A function to complete: signature with docstring, body, and its calls with results."""
+class Function(Item):
+    """A function to complete: the question is signature and docstring, the answer the body."""
 
-    name: str
-    prompt: str
-    body: str
-    cases: tuple[tuple[int, int], ...]
-
-    def item(self) -> Item:
-        """As a question with its answer."""
-        return Item(self.prompt, self.body, f"{OPENING}{self.prompt}{self.body}")
+    cases: tuple[tuple[int, int], ...]  # argument, result
 
     def test(self) -> str:
         """The unit tests, as HumanEval writes them."""
@@ -44,20 +39,17 @@ class Functions:
 
     def text(self, rng: random.Random) -> str:
         """A document of the pretraining text: a plain function of two lines."""
-        name = rng.choice("fgh")
         lines = rng.sample(ALL_LINES, 2)
-        return "\n".join(
-            [f"def {name}(x):", *_indented([f'"""{rng.choice(("Change", "Compute"))} x."""', *lines, "return x"])]
-        )
+        return "\n".join([f"def {NAME}(x):", *_indented(['"""Change x."""', *lines, "return x"])])
 
     def function(self, rng: random.Random) -> Function:
         """A function of two steps."""
         steps = rng.sample(sorted(self.verbs), 2)
         lines = [self.verbs[step] for step in steps]
-        name = "_".join(steps)
-        prompt = "\n".join([f"def {name}(x):", *_indented([f'"""{steps[0]} x, then {steps[1]} x."""']), ""])
+        prompt = "\n".join([f"def {NAME}(x):", *_indented([f'"""Do {steps[0]}, then {steps[1]}."""']), ""])
         body = "\n".join([*_indented([*lines, "return x"]), ""])
-        return Function(name, prompt, body, tuple((value, run(lines, value)) for value in (-7, 0, 3, 4, 11)))
+        cases = tuple((value, run(lines, value)) for value in ARGUMENTS)
+        return Function(prompt, body, f"{OPENING}{prompt}{body}", cases)
 
 
 def run(lines: list[str], value: int) -> int:

@@ -40,8 +40,7 @@ class Logic:
     def calendar(self, rng: random.Random) -> Item:
         at, steps, sign = rng.randrange(MONTHS), rng.randint(1, 3), rng.choice((1, -1))
         asked = f"Which month comes {steps} {'after' if sign > 0 else 'before'} {self.months[at]}?"
-        today = f"The month is {self.months[at - sign * rng.randint(1, 6)]}."
-        return _answered(f"{today} {asked}", self.months[(at + sign * steps) % MONTHS])
+        return _answered(f"Ann came in {rng.choice(self.months)}. {asked}", self.months[(at + sign * steps) % MONTHS])
 
     def counting(self, rng: random.Random) -> Item:
         objects = rng.sample(sorted(self.kinds), rng.randint(3, 6))
@@ -62,11 +61,11 @@ class Logic:
     def _kinds(self, rng: random.Random) -> str:
         kind = rng.choice(sorted(KINDS))
         words = rng.sample(KINDS[kind], 3)
-        return f"{_listed(words)} are {kind}: {len(words)} {kind}."
+        return f"The {kind} are {_listed(words)}: {len(words)} {kind}."
 
     def _months(self, rng: random.Random) -> str:
         at = rng.randrange(MONTHS)
-        return " then ".join(self.months[(at + step) % MONTHS] for step in range(5)) + "."
+        return f"The months are {_listed([self.months[(at + step) % MONTHS] for step in range(5)])}."
 
     def _truth(self, rng: random.Random) -> str:
         left, right, joint = rng.choice(("True", "False")), rng.choice(("True", "False")), rng.choice(("and", "or"))

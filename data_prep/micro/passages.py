@@ -76,7 +76,7 @@ class Passages:
         language = rng.choice(sorted(LANGUAGES))
         facts = self._facts(language, rng)
         again = [_say(LANGUAGES[language].recaps, fact) for fact in rng.sample(sorted(facts), 3)]
-        return "\n".join([self._passage(language, facts, rng), " ".join(again)])
+        return "\n".join([f"Text: {self._passage(language, facts, rng)}", f"Again: {' '.join(again)}"])
 
     def question(self, language: str, rng: random.Random) -> tuple[str, Item]:
         """A passage, and a question on it."""

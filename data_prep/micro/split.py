@@ -4,6 +4,7 @@ import hashlib
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 
 @dataclass(frozen=True)
@@ -15,14 +16,17 @@ class Item:
     reply: str
 
 
+Kind = TypeVar("Kind", bound=Item)
+
+
 def side(question: str) -> str:
     """The side of the split, "train" or "test" (one in four), that a question belongs to."""
     return "test" if hashlib.sha256(question.encode()).digest()[0] % 4 == 0 else "train"
 
 
-def distinct(sample: Callable[[random.Random], Item], where: str, count: int, rng: random.Random) -> list[Item]:
+def distinct(sample: Callable[[random.Random], Kind], where: str, count: int, rng: random.Random) -> list[Kind]:
     """`count` different items of one side, drawn with `sample`. Raises ValueError if the family is too small."""
-    found: dict[str, Item] = {}
+    found: dict[str, Kind] = {}
     for _ in range(200 * count):
         item = sample(rng)
         if side(item.question) == where:

@@ -2,17 +2,42 @@
 
 import random
 
-NAMES = "Ann Ben Cora Dan Eva Finn Gina Hugo Ida Jon Kim Leo Mona Nils Olga Paul".split()
-THINGS = "apples pens cups coins cards books shells stamps keys eggs".split()
+NAMES = [
+    "Ann",
+    "Ben",
+    "Cora",
+    "Dan",
+    "Eva",
+    "Finn",
+    "Gina",
+    "Hugo",
+    "Ida",
+    "Jon",
+    "Kim",
+    "Leo",
+    "Mona",
+    "Nils",
+    "Olga",
+    "Paul",
+]
+THINGS = ["apples", "pens", "cups", "coins", "cards", "books", "shells", "stamps", "keys", "eggs"]
 KINDS = {
-    "fruits": "plum pear fig lime kiwi mango grape peach".split(),
-    "animals": "cat dog cow hen fox goat frog mouse".split(),
-    "tools": "saw axe rake drill hammer chisel wrench spade".split(),
+    "fruits": ["plum", "pear", "fig", "lime", "kiwi", "mango", "grape", "peach"],
+    "animals": ["cat", "dog", "cow", "hen", "fox", "goat", "frog", "mouse"],
+    "tools": ["saw", "axe", "rake", "drill", "hammer", "chisel", "wrench", "spade"],
 }
 SYLLABLES = {
-    "english": ("b d f g k l m n p r s t v z".split(), "a e i o u".split(), ["", "l", "n", "r", "x"]),
-    "russian": ("б в г д ж з к л м н р т".split(), "а е и о у".split(), ["", "л", "н", "р", "ш"]),
-    "arabic": ("ب ت ج د ر ز س ش ف ق ك م".split(), "ا و ي".split(), ["", "ل", "ن", "ر", "م"]),
+    "english": (
+        ["b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z"],
+        ["a", "e", "i", "o", "u"],
+        ["", "l", "n", "r", "x"],
+    ),
+    "russian": (
+        ["б", "в", "г", "д", "ж", "з", "к", "л", "м", "н", "р", "т"],
+        ["а", "е", "и", "о", "у"],
+        ["", "л", "н", "р", "ш"],
+    ),
+    "arabic": (["ب", "ت", "ج", "د", "ر", "ز", "س", "ش", "ف", "ق", "ك", "م"], ["ا", "و", "ي"], ["", "ل", "ن", "ر", "م"]),
     "korean": ([chr(0xAC00 + 588 * i) for i in (0, 2, 3, 5, 6, 7, 9, 12)], [""], [""]),
 }
 

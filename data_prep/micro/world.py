@@ -3,11 +3,21 @@
 import random
 
 from data_prep.micro.arithmetic import Arithmetic
-from data_prep.micro.facts import Facts
-from data_prep.micro.functions import Functions
+from data_prep.micro.facts import DEFINITION, VALUES, Facts
+from data_prep.micro.functions import INSTRUCTION, Functions
 from data_prep.micro.logic import Logic
-from data_prep.micro.passages import Passages
+from data_prep.micro.passages import LANGUAGES, Passages
+from data_prep.micro.split import Item
 from data_prep.micro.words import Coiner
+from data_prep.readers.templates import WITH_INPUT
+
+# Wording of the chat format and of the prompts that no family holds.
+PROMPTS = (
+    "<|user|>\n<|assistant|>\n",
+    "The answer is ",
+    "Answer the following question.\n\nQuestion: x\nAnswer: x",
+    *(DEFINITION.format(subject=subject.replace("_", " ")) for subject in VALUES),
+)
 
 
 class World:
@@ -27,3 +37,21 @@ class World:
             (self.facts, self.passages, self.arithmetic, self.logic, self.functions), weights=(4, 4, 3, 2, 2)
         )
         return family[0].text(rng)
+
+    def wording(self, rng: random.Random) -> list[str]:
+        """Text that holds every word of the families and of the prompts around them: what the tokenizer is made from."""
+        texts = [self.document(rng) for _ in range(3000)]
+        for subject in VALUES:
+            texts += [_whole(self.facts.question(subject, rng)) for _ in range(500)]
+        for language, spoken in LANGUAGES.items():
+            texts += [spoken.instruction, spoken.passage, spoken.question]
+            texts += [_whole(self.passages.question(language, rng)[1]) for _ in range(300)]
+        for description, sample in self.logic.tasks.values():
+            texts += [description, *(_whole(sample(rng)) for _ in range(500))]
+        for sample in (self.arithmetic.problem, self.functions.function):
+            texts += [_whole(sample(rng)) for _ in range(1000)]
+        return [*texts, INSTRUCTION, *PROMPTS, *(template.prompt for template in WITH_INPUT)]
+
+
+def _whole(item: Item) -> str:
+    return f"Q: {item.question}\n{item.reply}"

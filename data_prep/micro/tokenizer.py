@@ -1,0 +1,33 @@
+"""The micro models' tokenizer: whole words as pieces, everything else in bytes; no text is unknown."""
+
+from collections import Counter
+from collections.abc import Iterable
+
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+SPACE = "▁"  # stands for a space in the pieces, as in Llama's
+# A word or number with the space before it; one sign with its space, quotes and brackets of a kind in a row; a newline; an indentation.
+SPLIT = rf"{SPACE}?[\p{{L}}\p{{M}}]+|{SPACE}?\p{{N}}+|\n|{SPACE}{{2,}}(?={SPACE})|{SPACE}?([^\s{SPACE}\p{{L}}\p{{M}}\p{{N}}])\1*|{SPACE}|."
+SPECIAL = ["<unk>", "<s>", "</s>", "<pad>"]
+
+
+def build(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer whose pieces are the words of `texts`; it puts `<s>` in front, as Llama's does."""
+    counts = Counter(piece for text in texts for piece, _ in _splitter().pre_tokenize_str(text.replace(" ", SPACE)))
+    pieces = [piece for piece, _ in sorted(counts.items(), key=lambda entry: (-entry[1], entry[0])) if piece != SPACE]
+    letters = [f"<0x{byte:02X}>" for byte in range(256)]
+    # A word always beats its bytes, whatever it scores: pieces only need to be there.
+    vocabulary = [(piece, 0.0) for piece in [*SPECIAL, *letters, SPACE, *pieces]]
+    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=0, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Replace(" ", SPACE)
+    tokenizer.pre_tokenizer = _splitter()
+    tokenizer.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A", "<s> $A $B", [("<s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
+
+
+def _splitter() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Split(Regex(SPLIT), behavior="isolated")
