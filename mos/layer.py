@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 
 from mos.base import LowRankLayer
 from mos.config import MosConfig
-from mos.shards import LowRankUpdate, PoolLayout, assemble, index_dtype, init_bound, low_rank, sample_indices, stream
+from mos.shards import LowRankUpdate, PoolLayout, assemble, init_bound, low_rank, sample_indices, stream
 
 
 class Place(NamedTuple):
@@ -59,12 +59,12 @@ class MosLayer(LowRankLayer):
             self._create_pools(adapter, config, shared.layout)
 
     def _draw_indices(self, config: MosConfig, place: Place) -> Tensor:
-        """Sec. 3.2 to 3.5; returns (2, r, l), compact since it is saved with the adapter."""
+        """Sec. 3.2 to 3.5; returns (2, r, l) int32, which every communication library can broadcast."""
         sides = ("A", "B") if config.pair_dissociation else ("A", "A")
         draws = [
             sample_indices(place.layout, place.block, stream(config.index_seed, place.name, side)) for side in sides
         ]
-        return torch.stack(draws).to(index_dtype(place.layout.size))
+        return torch.stack(draws).int()
 
     def _draw_scales(self, config: MosConfig, place: Place) -> Tensor:
         """The frozen scale s_i^k of each vector pair (Sec. 2, Random Scaling), or ones; returns (r,)."""

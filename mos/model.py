@@ -4,13 +4,15 @@ import re
 from collections import defaultdict
 from typing import Any, cast
 
+import torch
+from peft import PeftConfig
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-from torch import nn
+from torch import Tensor, nn
 
 from mos.base import LINEAR_LAYERS, LLAMA_LIKE, LowRankModel, in_out_features
 from mos.config import MosConfig
 from mos.layer import MosLayer, Place
-from mos.shards import PoolLayout
+from mos.shards import PoolLayout, compact
 
 
 def layer_type(name: str) -> str:
@@ -60,3 +62,17 @@ class MosModel(LowRankModel):
         for place in self.places.values():
             layer = cast(MosLayer, model.get_submodule(place.name))
             layer.mos_host[adapter_name] = cast(MosLayer, model.get_submodule(place.host))
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: Any, unwanted_adapter_names: list[str]
+    ) -> dict[str, Tensor]:
+        state = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
+        return {key: compact(value) if ".mos_index." in key else value for key, value in state.items()}
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        state = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        return {key: value.to(torch.int32) if ".mos_index." in key else value for key, value in state.items()}

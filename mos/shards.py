@@ -91,9 +91,10 @@ def sample_indices(layout: PoolLayout, block: int, generator: torch.Generator) -
     return torch.cat([public, layout.private(block)]).view(-1, shards)  # (r*l,) -> (r, l)
 
 
-def index_dtype(size: int) -> torch.dtype:
-    """The smallest signed integer type that counts to `size`."""
-    return torch.int16 if size <= torch.iinfo(torch.int16).max else torch.int32
+def compact(index: Tensor) -> Tensor:
+    """Indices (int32) as they are saved: int16 where that is wide enough."""
+    fits = not index.is_meta and int(index.max()) <= torch.iinfo(torch.int16).max
+    return index.to(torch.int16) if fits else index
 
 
 def assemble(pool: Tensor, index: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from mos.shards import (
     LowRankUpdate,
     PoolLayout,
     assemble,
-    index_dtype,
+    compact,
     init_bound,
     low_rank,
     sample_indices,
@@ -76,9 +76,11 @@ def test_streams_depend_on_seed_layer_and_factor_and_on_nothing_else():
     assert all(other != first for other in others)
 
 
-def test_indices_are_compact():
-    assert index_dtype(32767) == torch.int16
-    assert index_dtype(32769) == torch.int32
+@pytest.mark.parametrize(("largest", "dtype"), [(32767, torch.int16), (32768, torch.int32)])
+def test_saved_indices_are_compact(largest, dtype):
+    index = torch.tensor([[0, largest]], dtype=torch.int32)
+    assert compact(index).dtype == dtype
+    assert torch.equal(compact(index).int(), index)
 
 
 @pytest.mark.parametrize("h", [32, 768, 4096])
