@@ -49,9 +49,11 @@ def check_humaneval(
     """Run `{prompt}{completion}\\n{test}\\ncheck({entry_point})` of one HumanEval row (protocol, section d).
 
     It passes only if it reaches its end; a timer stops it after `timeout_s` seconds, a kill one second later.
-    Raises PermissionError where nothing can shut the program in and `allow_unprotected` is not set, SandboxError where
-    the sandbox does not start.
+    Raises ValueError for a time that is not positive, PermissionError where nothing can shut the program in and
+    `allow_unprotected` is not set, SandboxError where the sandbox does not start.
     """
+    if not timeout_s > 0:
+        raise ValueError(f"timeout_s={timeout_s} would never stop a program; give a positive number of seconds")
     active = protection()
     if active.way == "none" and not allow_unprotected:
         raise PermissionError(f"{active}; to run a model's programs all the same, pass allow_unprotected=True")
@@ -139,7 +141,8 @@ def judge(process: subprocess.Popen[bytes], secret: bytes, timeout_s: float) -> 
         return Outcome(True, "passed")
     if not ended or answer.startswith(b"TimeoutError"):
         return Outcome(False, "timed out")
-    return Outcome(False, f"failed: {answer.decode(errors='replace') or farewell(process, deadline)}")
+    text = "".join(c if c.isprintable() else "?" for c in answer[:200].decode(errors="replace"))
+    return Outcome(False, f"failed: {text or farewell(process, deadline)}")
 
 
 def read(channel: int, size: int, deadline: float) -> tuple[bytes, bool]:
