@@ -1,0 +1,80 @@
+"""Expected errors become one line on stderr and exit code 1; anything else is a bug and keeps its traceback."""
+
+import functools
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+EXPECTED = (ValueError, OSError, ArithmeticError, ImportError, HydraException, OmegaConfBaseException)
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+
+class CellFailed(Exception):
+    """A cell of a sweep failed, and its error has been printed; the other cells go on."""
+
+
+def entry_point(task: Callable[[DictConfig], object]) -> Callable[[], None]:
+    """`task` as a command line: composed by Hydra from `configs/`, its expected errors printed as one line.
+
+    In a sweep (`-m`) a failed cell does not stop the others. `HYDRA_FULL_ERROR=1` shows every traceback.
+    """
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        return hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")(task)
+    command = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")(_reported(task))
+
+    def run() -> None:
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would print, so that it is printed here
+        try:
+            command()
+        except CellFailed:
+            sys.exit(1)
+        except EXPECTED as error:
+            sys.exit(f"error: {sentence(error)}")
+
+    return run
+
+
+def sentence(error: BaseException) -> str:
+    """The text of `error` on one line; an unknown name of a config group lists the known ones."""
+    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        return f"Unknown {group} '{name}'; choose one of {', '.join(error.options)}."
+    if isinstance(error, InstantiationException) and error.__cause__:
+        return sentence(error.__cause__)
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextmanager
+def full_disk_named(folder: Path) -> Iterator[None]:
+    """A full disk shows in many shapes (of the system, of torch, of safetensors); here it is one OSError."""
+    try:
+        yield
+    except Exception as error:
+        if "No space left" in str(error) or shutil.disk_usage(folder).free < 2**20:
+            raise OSError(f"The disk is full at {folder}. Free some space and run the same command again.") from error
+        raise
+
+
+def _reported(task: Callable[[DictConfig], object]) -> Callable[[DictConfig], None]:
+    @functools.wraps(task)
+    def reported(cfg: DictConfig) -> None:
+        try:
+            task(cfg)
+        except EXPECTED as error:
+            if HydraConfig.get().mode == RunMode.RUN:
+                sys.exit(f"error: {sentence(error)}")
+            overrides = " ".join(HydraConfig.get().overrides.task)
+            print(f"error: {overrides}: {sentence(error)}", file=sys.stderr)
+            raise CellFailed from None
+
+    return reported
