@@ -1,0 +1,62 @@
+"""What the configs name exists, and every method builds its PEFT config."""
+
+import pytest
+from hydra.errors import MissingConfigException
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from peft import PeftConfig
+
+from scripts import grid
+
+METHODS, PROFILES, MODELS = (grid.names(group) for group in ("method", "profile", "model"))
+
+
+def check_method(cfg, name):
+    """The method is complete, named after its file, and its PEFT config has the rank that the table prints."""
+    OmegaConf.to_container(cfg.method, resolve=True, throw_on_missing=True)
+    assert cfg.method.name == name
+    assert cfg.method.label
+    config = instantiate(cfg.method.config, _convert_="all")
+    assert (config is None) == name.startswith("vanilla")
+    if config is not None:
+        assert isinstance(config, PeftConfig)
+        assert config.r == cfg.method.r
+        assert config.task_type == "CAUSAL_LM"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_method(method):
+    check_method(grid.compose([f"method={method}"]), method)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("profile", PROFILES)
+def test_profile_and_model(profile, model):
+    cfg = grid.compose([f"profile={profile}", f"model={model}"])
+    OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert (cfg.profile, cfg.model.name) == (profile, model)
+    assert set(cfg.models.values()) <= set(MODELS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_method_with_every_profile_and_model(profile, model):
+    for method in METHODS:
+        check_method(grid.compose([f"profile={profile}", f"model={model}", f"method={method}"]), method)
+
+
+@pytest.mark.parametrize("table", grid.names("table"))
+def test_rows_name_methods_with_their_labels_and_ranks(table):
+    cfg = grid.compose([f"table={table}"])
+    for row in cfg.table.rows:
+        methods = [grid.compose([f"method={method}"]).method for method in row.methods]
+        assert {method.label for method in methods} == {row.label}
+        if row.rank is not None and row.label not in ("Pure Sharing", "+ Random Scaling", "+ Subset Selection"):
+            assert row.rank == "/".join(str(method.r) for method in methods)
+
+
+def test_unknown_method_lists_the_known_ones():
+    with pytest.raises(MissingConfigException) as error:
+        grid.compose(["method=moss"])
+    assert set(METHODS) <= set(error.value.options)
