@@ -7,10 +7,16 @@ import torch
 from peft.tuners._buffer_dict import BufferDict
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from mos.base import LowRankLayer
 from mos.config import MosConfig
 from mos.shards import LowRankUpdate, PoolLayout, assemble, init_bound, low_rank, sample_indices, stream
+
+EARLY_REDUCTION = (
+    "DDP with reentrant gradient checkpointing averages a MoS pool before all blocks have added to its gradient. Use "
+    "gradient_checkpointing_kwargs={'use_reentrant': False}, or DistributedDataParallel(..., static_graph=True)."
+)
 
 
 class Place(NamedTuple):
@@ -48,6 +54,7 @@ class MosLayer(LowRankLayer):
         self.mos_scale = BufferDict(persistent=True)  # (r,): ones, or the random scales
         self.mos_host: dict[str, MosLayer] = {}
         self.mos_cache: dict[str, Assembled] = {}
+        self.reduced_early = False
 
     def rank(self, config: MosConfig, shared: Place) -> int:
         return shared.layout.rank
@@ -115,10 +122,26 @@ class MosLayer(LowRankLayer):
         tokens = x.flatten(0, -2)  # (..., h) -> (t, h)
         if self.training or (torch.is_grad_enabled() and pool_a.requires_grad):
             self.mos_cache.pop(adapter, None)
-            y = LowRankUpdate.apply(tokens, pool_a, pool_b, self.mos_index[adapter], self._scale(adapter, x.dtype))
+            scale, refusal = self._scale(adapter, x.dtype), self._refusal()
+            y = LowRankUpdate.apply(tokens, pool_a, pool_b, self.mos_index[adapter], scale, refusal)
         else:
             y, _ = low_rank(tokens, *self._assembled(adapter, x.dtype))
         return y.view(*x.shape[:-1], self.out_features)  # (t, o) -> (..., o)
+
+    def _refusal(self) -> str | None:
+        """Why this forward pass must not be differentiated, if it is a recomputation of one within DDP.
+
+        Reentrant checkpointing differentiates recomputed passes one by one, and DDP averages a parameter's gradient
+        after the first of them, while other blocks have yet to add to it. (Without reentrance, the recomputed pass only
+        supplies tensors and is itself not differentiated.)
+        """
+        if torch.compiler.is_compiling():
+            return None
+        if torch._C._current_graph_task_id() == -1:  # not called from a backward pass
+            ddp = DistributedDataParallel._get_active_ddp_module()
+            self.reduced_early = ddp is not None and not ddp.static_graph
+            return None
+        return EARLY_REDUCTION if self.reduced_early else None
 
     def _scale(self, adapter: str, dtype: torch.dtype) -> Tensor:
         """alpha / r times the scale of each vector pair; returns (r,)."""

@@ -130,8 +130,14 @@ class LowRankUpdate(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, pool_a: Tensor, pool_b: Tensor, index: Tensor, scale: Tensor) -> Tensor:
-        """x: (t, h); pools: (n, h/l), (n, o/l); index: (2, r, l); scale: (r,); returns (t, o) in the type of x."""
+    def forward(
+        ctx: Any, x: Tensor, pool_a: Tensor, pool_b: Tensor, index: Tensor, scale: Tensor, refusal: str | None = None
+    ) -> Tensor:
+        """x: (t, h); pools: (n, h/l), (n, o/l); index: (2, r, l); scale: (r,); returns (t, o) in the type of x.
+
+        refusal: why backward would give wrong gradients; it raises RuntimeError then, if it runs.
+        """
+        ctx.refusal = refusal
         a, b = (assemble(pool, i).to(x.dtype) for pool, i in zip((pool_a, pool_b), index, strict=True))
         y, hidden = low_rank(x, a, b, scale)
         ctx.save_for_backward(x, hidden, pool_a, pool_b, index, scale)
@@ -139,7 +145,9 @@ class LowRankUpdate(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.refusal:
+            raise RuntimeError(ctx.refusal)
         x, hidden, pool_a, pool_b, index, scale = ctx.saved_tensors
         grad_x = grad_a = grad_b = None
         if ctx.needs_input_grad[2]:
@@ -150,4 +158,4 @@ class LowRankUpdate(torch.autograd.Function):
             grad_a = scatter((grad_hidden.T @ x).to(pool_a.dtype), index[0], len(pool_a))  # (r, t) (t, h) -> (r, h)
         if ctx.needs_input_grad[0]:
             grad_x = grad_hidden @ assemble(pool_a, index[0]).to(grad.dtype)  # (t, r) (r, h) -> (t, h)
-        return grad_x, grad_a, grad_b, None, None
+        return grad_x, grad_a, grad_b, None, None, None
