@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from data_prep.files import BrokenRow, decode, load_json, needed, numbered_lines, strict, texts
-from data_prep.sources import digest, find_files, fingerprint, locate
+from data_prep.sources import find_files, locate
 
 log = logging.getLogger(__name__)
 
@@ -240,8 +240,3 @@ def locate_benchmark(benchmark: DictConfig, data: Path | str | None, cache_dir: 
     root = locate(benchmark.source, data, Path(cache_dir))
     find_files(benchmark.source, root)
     return root
-
-
-def benchmark_fingerprint(benchmark: DictConfig, root: Path, cache_dir: Path | str) -> str:
-    """16 hex digits that change with the content or the names of the benchmark's files, for evaluation keys."""
-    return digest(fingerprint(find_files(benchmark.source, root), Path(cache_dir)))

@@ -1,7 +1,6 @@
 import gzip
 import json
 import logging
-import os
 from pathlib import Path
 
 import pytest
@@ -137,21 +136,17 @@ def test_humaneval_is_read_packed_or_not(tmp_path, packed):
     path = tmp_path / ("HumanEval.jsonl.gz" if packed else "HumanEval.jsonl")
     path.write_bytes(gzip.compress(line) if packed else line)
     (problem,) = benchmarks.load_humaneval(tmp_path).problems
-    assert vars(problem) == HUMANEVAL
+    assert vars(problem) == HUMANEVAL | {"instruction": None}
+
+
+def test_humanevalpack_adds_its_instruction_where_it_is(tmp_path):
+    write(tmp_path / "HumanEval.jsonl", json.dumps(HUMANEVAL | {"task_id": "HumanEval/3"}) + "\n")
+    write(tmp_path / "humanevalpack.jsonl", json.dumps({"task_id": "Python/3", "instruction": " Do it. "}) + "\n")
+    (problem,) = benchmarks.load_humaneval(tmp_path).problems
+    assert problem.instruction == " Do it. "
 
 
 @pytest.mark.parametrize("name", ["mmlu", "bbh", "gsm8k", "tydiqa", "humaneval"])
 def test_missing_files_are_named(name, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"No '.*' in .*docs/data\.md"):
         getattr(benchmarks, f"load_{name}")(tmp_path)
-
-
-def test_the_fingerprint_follows_the_content(tmp_path):
-    path = tmp_path / "eval/gsm8k/test.jsonl"
-    prints = []
-    for content, time in (("a", 1), ("b", 2), ("a", 3)):
-        write(path, content)
-        os.utime(path, ns=(time, time))
-        root = benchmarks.locate_benchmark(config("gsm8k"), tmp_path, tmp_path / "cache")
-        prints.append(benchmarks.benchmark_fingerprint(config("gsm8k"), root, tmp_path / "cache"))
-    assert prints[0] == prints[2] != prints[1]
