@@ -2,9 +2,16 @@
 SHELL := /bin/bash
 PY := .venv/bin/python
 
+# What the targets below take, e.g. `make table2 PROFILE=smol METHODS=lora_r2,mos_r8 SEEDS=0,1 LIMIT=40 DATA=data`.
+# Unset ones are left to the profile; PROFILE itself goes by what the machine has.
+PROFILE ?= $(shell $(PY) -c "from scripts.runs import default_profile; print(default_profile())")
+SETTINGS = profile=$(PROFILE) $(if $(DATA),'data=$(DATA)') $(if $(LIMIT),limit=$(LIMIT)) $(if $(LAUNCHER),launcher=$(LAUNCHER)) \
+	$(if $(METHODS),'methods=[$(METHODS)]') $(if $(SEEDS),'seeds=[$(SEEDS)]') $(if $(CANDIDATES),candidates=$(CANDIDATES)) \
+	$(if $(DRY),dry=true) $(if $(GPU),'gpus=[$(GPU)]') $(OVERRIDES)
+
 .PHONY: help
 help:  ## this list
-	@grep -hE '^[a-z][a-z0-9-]*( [a-z][a-z0-9-]*)*:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
+	@grep -hE '^[a-z][a-z0-9-]*( [a-z][a-z0-9-]*)*:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 28
 
 .PHONY: setup
 setup:  ## build .venv with everything (a no-op when nothing changed)
@@ -19,3 +26,24 @@ lint:  ## ruff and mypy
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy mos data_prep eval scripts
+
+.PHONY: table1 table2 table3 tables plan
+table1 table2 table3:  ## train and evaluate what is missing, render into results/<profile>/ (variables: docs/tables.md)
+	$(PY) -m scripts.tables table=$@ $(SETTINGS)
+tables:  ## the three tables; DRY=1 walks every cell and prints the plan instead
+	$(PY) -m scripts.tables table=table1 $(SETTINGS)
+	$(PY) -m scripts.tables table=table2 $(SETTINGS)
+	$(PY) -m scripts.tables table=table3 $(SETTINGS)
+plan:  ## memory and time of every cell, e.g. TABLE=table2 PROFILE=paper GPU=a100_40g,rtx4090:24:165
+	$(PY) -m scripts.plan table=$(or $(TABLE),table2) $(SETTINGS)
+
+.PHONY: lr-search mos-search
+lr-search:  ## the learning rates of Appendix A at LoRA rank 8, ranked by validation loss
+	$(PY) -m scripts.search search=lr $(SETTINGS)
+mos-search:  ## r, l and p of MoS, ranked by validation loss
+	$(PY) -m scripts.search search=mos $(SETTINGS)
+
+.PHONY: clean
+clean:  ## remove caches of tools and Python; runs, results and prepared data stay
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis site build
+	find . -name __pycache__ -not -path './.venv/*' -exec rm -rf {} +

@@ -2,15 +2,17 @@
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from scripts import runs
-
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+from scripts.errors import CONFIGS
 
 
 @dataclass(frozen=True)
@@ -28,16 +30,16 @@ class Cell:
     """One (method, dataset, seed) and where its run lives; `benchmarks` are those that the table shows of it."""
 
     method: str
-    dataset: str | None  # None: a vanilla row, nothing to train
+    dataset: str | None  # None: a vanilla row, which trains on nothing and is tested on everything
     seed: int
     benchmarks: tuple[str, ...]
-    cfg: DictConfig = field(compare=False, repr=False)
-    path: Path = field(compare=False)
+    path: Path
 
 
 def compose(overrides: Sequence[str]) -> DictConfig:
     """The root config with Hydra overrides applied, as every entry point sees it."""
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+    started = GlobalHydra.instance().is_initialized()
+    with nullcontext() if started else hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return hydra.compose("config", list(overrides))
 
 
@@ -51,55 +53,52 @@ def rows(cfg: DictConfig) -> list[Row]:
     return [Row(r.label, r.rank, _chosen(r.methods, cfg), r.get("against")) for r in cfg.table.rows]
 
 
-def check_methods(cfgs: Sequence[DictConfig]) -> None:
-    """Refuse a method that is no row of any of the tables asked for.
-
-    Raises ValueError naming the method and the ones that would do.
-    """
-    offered = {method for cfg in cfgs for row in cfg.table.rows for method in row.methods}
-    for method in cfgs[0].methods or []:
-        if method not in offered:
-            near = difflib.get_close_matches(method, offered, n=1)
+def check_methods(methods: Sequence[str]) -> None:
+    """Refuse a method that no table has. Raises ValueError naming it, the nearest and all the known ones."""
+    tables = [OmegaConf.load(path) for path in sorted((CONFIGS / "table").glob("*.yaml"))]
+    known = sorted({method for table in tables for row in table.rows for method in row.methods})
+    for method in methods:
+        if method not in known:
+            near = difflib.get_close_matches(method, known, n=1)
             hint = f" Did you mean '{near[0]}'?" if near else ""
-            where = " or ".join(cfg.table.name for cfg in cfgs)
-            kind = "not a row of" if method in names("method") else "an unknown method, not in"
-            raise ValueError(f"'{method}' is {kind} {where}.{hint} Known there: {', '.join(sorted(offered))}.")
+            raise ValueError(f"No table has a method '{method}'.{hint} Known: {', '.join(known)}.")
 
 
 def cells(cfg: DictConfig, overrides: Sequence[str]) -> list[Cell]:
     """Every cell of the table's requested rows, methods x datasets x seeds, in the order of the table.
 
     overrides: what the cells have in common (profile, model, data, ...); method, dataset and seed are added here.
-    Hydra composes each method and each dataset once, not each of their combinations: that keeps a second `make` quick.
+    A vanilla row has one cell, of the first seed. Hydra composes each method and each dataset once, not each of their
+    combinations: that keeps a second `make` quick.
     """
     methods = list(dict.fromkeys(method for row in rows(cfg) for method in row.methods))
     if not methods:
         return []
-    shown = {column.split("_")[0] for column in cfg.table.columns}
+    shown = list(dict.fromkeys(column.split("_")[0] for column in cfg.table.columns))
     per_dataset = {d: compose([*overrides, f"method={methods[0]}", f"dataset={d}"]).dataset for d in names("dataset")}
-    used = {name: node for name, node in per_dataset.items() if shown & set(node.benchmarks)}
+    used = {name: node for name, node in per_dataset.items() if set(shown) & set(node.benchmarks)}
     found = []
     for method in methods:
         base = compose([*overrides, f"method={method}"])
-        if base.method.config is None:
-            found.append(_cell(base, None, None, cfg.seeds[0], sorted(shown)))
-            continue
-        found += [
-            _cell(base, name, node, seed, [b for b in node.benchmarks if b in shown])
-            for name, node in used.items()
-            for seed in cfg.seeds
-        ]
+        vanilla = base.method.config is None
+        for name in [None] if vanilla else used:
+            tested = shown if name is None else [b for b in used[name].benchmarks if b in shown]
+            for seed in cfg.seeds[:1] if vanilla else cfg.seeds:
+                base.seed = seed
+                base.dataset = used.get(name, base.dataset)
+                found.append(Cell(method, name, seed, tuple(tested), runs.run_dir(base)))
     return found
 
 
 def job(cell: Cell) -> list[str]:
     """The overrides that turn the common config into this cell's."""
-    return [f"method={cell.method}", f"dataset={cell.dataset}", f"seed={cell.seed}"]
+    dataset = [] if cell.dataset is None else [f"dataset={cell.dataset}"]
+    return [f"method={cell.method}", *dataset, f"seed={cell.seed}"]
 
 
 def untrained(found: Sequence[Cell]) -> list[Cell]:
     """The cells that have no finished run yet."""
-    return [cell for cell in found if cell.dataset is not None and not runs.is_finished(cell.path)]
+    return [cell for cell in found if not runs.is_finished(cell.path)]
 
 
 def _chosen(methods: Sequence[str], cfg: DictConfig) -> tuple[str, ...]:
@@ -108,10 +107,7 @@ def _chosen(methods: Sequence[str], cfg: DictConfig) -> tuple[str, ...]:
     return tuple(methods[: cfg.candidates])  # None: all of them
 
 
-def _cell(base: DictConfig, name: str | None, node: DictConfig | None, seed: int, benchmarks: list[str]) -> Cell:
-    cfg = base.copy()
-    OmegaConf.set_readonly(cfg, False)
-    cfg.seed = seed
-    if node is not None:
-        cfg.dataset = node
-    return Cell(base.method.name, name, seed, tuple(benchmarks), cfg, runs.run_dir(cfg))
+def common(cfg: DictConfig) -> list[str]:
+    """The overrides of this command line, with the model that plays the one of the table in this profile."""
+    given = HydraConfig.get().overrides.task
+    return [*(o for o in given if not o.startswith("model=")), f"model={cfg.models[cfg.table.model]}"]

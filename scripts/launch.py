@@ -15,7 +15,7 @@ from hydra.core.utils import JobStatus
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
-from scripts.grid import CONFIGS
+from scripts.errors import CONFIGS, sentence
 
 
 def launch(common: Sequence[str], jobs: Sequence[Sequence[str]], launcher: str | None, workers: int) -> list[str]:
@@ -41,7 +41,7 @@ def _launch(common: list[str], jobs: list[list[str]], launcher: str | None, work
         plugin = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=_train, config=cfg)
         returns = plugin.launch([[*common, *job] for job in jobs], initial_job_idx=0)
     return [
-        f"{' '.join(job)}: {result._return_value}"
+        f"{' '.join(job)}: {sentence(result._return_value)}"
         for job, result in zip(jobs, returns, strict=True)
         if result.status != JobStatus.COMPLETED
     ]

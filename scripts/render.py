@@ -140,10 +140,12 @@ def markdown(
     titles: column headings that differ from the usual ones (a stand-in benchmark bears its own name).
     """
     shown = [*columns, AVERAGE]
-    head = [TITLES | dict(titles)][0]
+    head = TITLES | dict(titles)
     lines = _grid_lines(rows, shown, summary, paper)
     table = _pipe(["Method", "Rank", "Source", "# Param.", *(head[c] for c in shown)], lines)
     intervals = _pipe(["Method", "Rank", *(head[c] for c in shown)], _interval_lines(rows, shown, summary))
+    copied = "paper†: copied by the paper from PRoLoRA (Wang et al., 2024b)."
+    notes = [*notes, copied] if "true" in set(paper.copied_from_prolora) else notes
     parts = [f"# {title}", table, "## Notes", "\n".join(f"- {note}" for note in [*notes, *_comparison_notes(summary)])]
     if not summary.empty:
         parts += ["## 95% confidence intervals (bootstrap over items, measured)", intervals]
@@ -161,7 +163,7 @@ def _grid_lines(rows: Sequence[Row], shown: Sequence[str], summary: pd.DataFrame
         else:
             measured = [_rank(row, best), "measured", _params(best), *(_cell(best.loc[c]) for c in shown)]
         lines.append([row.label, *measured])
-        lines.append([row.label, row.rank or "-", f"paper{mark}", printed["params"] or "-", *(printed[c] for c in shown)])
+        lines.append([row.label, row.rank or "-", f"paper{mark}", printed["params"] or "-", *printed[list(shown)]])
     return lines
 
 
@@ -211,8 +213,8 @@ def _comparison_notes(summary: pd.DataFrame) -> list[str]:
     marked = tested[tested.p_holm < stats.LEVEL]
     notes = [
         f"▲ better, ▼ worse than LoRA at the same budget: paired sign-flip test over items, Holm-adjusted over the "
-        f"{len(tested)} comparisons of this table, 5% level. {len(marked)} of {len(tested)} are significant; an unmarked "
-        f"number in a tested row is *not* significantly different."
+        f"{len(tested)} comparisons of this table, 5% level. {len(marked)} of {len(tested)} are significant; an "
+        "unmarked number in a tested row is *not* significantly different."
     ]
     for (label, rank, against), lines in tested.groupby(["label", "rank", "against"], sort=False):
         average = lines.set_index("column").loc[AVERAGE]
@@ -246,14 +248,16 @@ def csv(table: str, summary: pd.DataFrame, entries: Mapping[str, Entry], paper: 
     """The table in long format: each seed's score, the mean over seeds with its statistics, and the paper's numbers."""
     means = summary.assign(seed="mean")
     seeds = [
-        means[(means.method == entry.method) & (means.column == column)].assign(
-            seed=str(seed), value=value, std=np.nan, ci_low=np.nan, ci_high=np.nan, difference=np.nan, p=np.nan, p_holm=np.nan
-        )
+        means[(means.method == entry.method) & (means.column == column)]
+        .drop(columns=["std", "ci_low", "ci_high", "against", "difference", "p", "p_holm"])  # these are over seeds
+        .assign(seed=str(seed), value=value)
         for entry in entries.values()
         for seed, scores in entry.scores.assign(**{AVERAGE: entry.scores.mean(axis=1)}).iterrows()
         for column, value in scores.items()
     ]
     measured = pd.concat([means, *seeds]).drop(columns="seeds").assign(source="measured")
+    whole = ["r", "params", "n_items"]
+    measured[whole] = measured[whole].astype("Int64").astype(object)
     frame = pd.concat([measured, _paper_long(paper)]).assign(table=table)
     return frame[CSV].to_csv(index=False, float_format="%.4f", lineterminator="\n")
 
@@ -271,17 +275,24 @@ def _paper_long(paper: pd.DataFrame) -> pd.DataFrame:
 
 
 def plot(title: str, rows: Sequence[Row], summary: pd.DataFrame, paper: pd.DataFrame) -> bytes:
-    """Average score against trainable parameters, measured and the paper's in panels of their own, as PNG."""
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), constrained_layout=True)
-    best = summary[summary.won.astype(bool) & (summary.column == AVERAGE)]
-    measured = [(f"{b.label} {b['rank']}".strip(), b.params, b.value, b.ci_low, b.ci_high) for _, b in best.iterrows()]
-    printed = [
-        (f"{r.label} {r.rank or ''}".strip(), _millions(p["params"]), float(p[AVERAGE]), np.nan, np.nan)
-        for r in rows
-        for p in [paper.loc[(r.label, r.rank or "")]]
-    ]
-    for axis, name, points in zip(axes, ["measured (95% intervals)", "paper"], [measured, printed], strict=True):
-        _panel(axis, name, points)
+    """Average score against trainable parameters as PNG, measured and the paper's in panels of their own.
+
+    A colour is a row, in both panels; vanilla rows, which train nothing, are dashed lines.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
+    for axis, name in zip(axes, ["measured, 95% intervals", "paper"], strict=True):
+        axis.set(title=name, xlabel="trainable parameters", ylabel="average score, percent", xscale="log")
+        axis.grid(alpha=0.3)
+    for i, row in enumerate(rows):
+        style = {"color": f"C{i}", "marker": "os^D"[i // 10], "label": f"{row.label} {row.rank or ''}".strip()}
+        printed = paper.loc[(row.label, row.rank or "")]
+        _point(axes[1], style, _number(printed["params"]), float(printed[AVERAGE]))
+        best = _reported(summary, row)
+        if not best.empty:
+            line = best.loc[AVERAGE]
+            _point(axes[0], style, line["params"], line["value"])
+            axes[0].vlines(line["params"], line["ci_low"], line["ci_high"], color=style["color"], alpha=0.5)
+    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside right center", fontsize=8)
     figure.suptitle(title)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
@@ -289,20 +300,12 @@ def plot(title: str, rows: Sequence[Row], summary: pd.DataFrame, paper: pd.DataF
     return buffer.getvalue()
 
 
-def _panel(axis: plt.Axes, name: str, points: Sequence[tuple]) -> None:
-    axis.set(title=name, xlabel="trainable parameters", ylabel="average score, percent")
-    axis.grid(alpha=0.3)
-    for label, params, value, low, high in points:
-        if params is None or np.isnan(params):
-            axis.axhline(value, linestyle="--", linewidth=1, color="grey")
-            axis.annotate(label, (0.02, value), xycoords=("axes fraction", "data"), fontsize=7, color="grey")
-            continue
-        axis.set_xscale("log")
-        axis.plot(params, value, "o")
-        if not np.isnan(low):
-            axis.vlines(params, low, high, linewidth=1, alpha=0.5)
-        axis.annotate(label, (params, value), textcoords="offset points", xytext=(4, 3), fontsize=7)
+def _point(axis: plt.Axes, style: Mapping[str, str], params: float | None, value: float) -> None:
+    if params is None or np.isnan(params):
+        axis.axhline(value, linestyle="--", linewidth=1, color=style["color"], label=style["label"])
+    else:
+        axis.plot(params, value, linestyle="none", **style)
 
 
-def _millions(text: str) -> float | None:
-    return float(text.removesuffix("M")) * 1e6 if text else None
+def _number(printed: str) -> float | None:
+    return float(printed.removesuffix("M")) * 1e6 if printed else None

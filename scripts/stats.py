@@ -27,7 +27,7 @@ def strata(values: np.ndarray, tasks: np.ndarray, per_task: bool) -> Strata:
     tasks:    (n,) the task, subject or language of each item
     per_task: True where the score is a mean over tasks (BBH, TyDi QA), False where it is a mean over items
     returns one array per task, or a single one: for a mean over items, and where a task has too few items to be
-    resampled alone (small limits). The single array then includes the spread between tasks, so it errs to the wide side.
+    resampled alone (small limits). A single array includes the spread between tasks, so it errs to the wide side.
     """
     if not per_task:
         return [values]
@@ -75,6 +75,7 @@ def p_value(differences: Strata) -> float:
     shares = shares[shares != 0]
     if len(shares) < 2:
         return 1.0  # one difference: both signs are equally extreme
+    shares = shares / np.abs(shares).max()  # right or wrong becomes exactly -1 and 1, so that equal sums compare equal
     rng = np.random.default_rng(0)
     result = monte_carlo_test(
         shares,
