@@ -96,7 +96,7 @@ def _humaneval_prompt(given: dict[str, Any], settings: Settings) -> str:
 
 
 def _encode(given: dict[str, Any]) -> dict[str, Any]:
-    tokenizer = _byte_tokenizer()
+    tokenizer = byte_tokenizer()
     encoded = encode(given["messages"], tokenizer, None)
     pairs = list(zip(encoded["input_ids"], encoded["labels"], strict=True))[1:]  # without `<s>`
     runs = groupby(pairs, key=lambda pair: pair[1] != IGNORED)
@@ -105,7 +105,7 @@ def _encode(given: dict[str, Any]) -> dict[str, Any]:
 
 
 @cache
-def _byte_tokenizer() -> PreTrainedTokenizerFast:
+def byte_tokenizer() -> PreTrainedTokenizerFast:
     """One token per byte, with `<s>` in front as LLaMA-2 has it: the loss mask does not depend on the vocabulary."""
     vocabulary = {token: i for i, token in enumerate(["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class Engine(Protocol):
     Both methods yield `(index of the prompt, result)` as results become ready, in any order, each index once.
     A prompt that leaves no room in the context yields empty results. `adapter` is a LoRA directory, None the base.
     """
+
+    tokenizer: Any
 
     def generate(
         self, prompts: Sequence[str], decoding: Decoding, adapter: Path | None = None

@@ -1,4 +1,4 @@
-"""A faster LoRA for vLLM on CPU. Imported inside vLLM's worker process only.
+"""A faster LoRA for vLLM on CPU; importing this module puts it in place.
 
 vLLM's own CPU version gathers one copy of the adapter's weights per token, and lets requests without an adapter read
 the last slot. Here the tokens of one adapter share two matrix products, and tokens without one are left alone.
@@ -45,12 +45,8 @@ def _rows(chosen: Tensor) -> Tensor | slice:
     return slice(0, len(chosen)) if bool(chosen.all()) else chosen.nonzero()[:, 0]
 
 
-class UseGroupedLoRA:
-    """A vLLM worker extension: importing it is what puts `GroupedLoRA` in place."""
-
-
 def _wrapper_name(cls: type[CpuPlatform]) -> str:
     return f"{__name__}.{GroupedLoRA.__name__}"
 
 
-CpuPlatform.get_punica_wrapper = classmethod(_wrapper_name)
+setattr(CpuPlatform, "get_punica_wrapper", classmethod(_wrapper_name))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig
 from transformers import AutoTokenizer
 
 from eval.benchmarks import cut
@@ -24,14 +25,14 @@ CPU_ENVIRONMENT = {
 class VllmEngine:
     """The contract of `eval.engines.Engine`.
 
-    model: a checkpoint folder; lora_rank: the largest rank of the adapters to come, 0 if there are none
+    model: a checkpoint folder; adapters: the LoRA directories to come, whose largest rank sets the buffers' size
     Raises ValueError for a rank above 512.
     """
 
     def __init__(
         self,
         model: Path,
-        lora_rank: int = 0,
+        adapters: Sequence[Path] = (),
         *,
         dtype: str = "auto",
         max_model_len: int = 4096,
@@ -58,7 +59,7 @@ class VllmEngine:
             enforce_eager=cpu,  # compiling for the CPU takes longer than it saves
             generation_config="vllm",  # the checkpoint's own sampling defaults are not ours
             logprobs_mode="raw_logits",
-            **_lora_settings(lora_rank, cpu),
+            **_lora_settings(adapters, cpu),
         )
         self.context = self.llm.llm_engine.model_config.max_model_len
         self._adapters: dict[Path, int] = {}
@@ -136,11 +137,12 @@ def _set_cpu_environment(kv_cache_gib: int, threads: int) -> None:
         os.environ.setdefault(name, value)
 
 
-def _lora_settings(rank: int, cpu: bool) -> dict[str, Any]:
-    if rank == 0:
+def _lora_settings(adapters: Sequence[Path], cpu: bool) -> dict[str, Any]:
+    if not adapters:
         return {}
+    rank = max(LoraConfig.from_pretrained(str(adapter)).r for adapter in adapters)
     if rank > LORA_RANKS[-1]:
         raise ValueError(f"vLLM takes adapters up to rank {LORA_RANKS[-1]}, not {rank}; use engine=hf.")
-    allowed = next(size for size in LORA_RANKS if size >= rank)
-    grouped = {"worker_extension_cls": "eval.engines.lora_cpu.UseGroupedLoRA"} if cpu else {}
-    return {"enable_lora": True, "max_lora_rank": allowed, "max_loras": 1, **grouped}
+    if cpu:
+        import eval.engines.lora_cpu  # noqa: F401  it puts itself in place of vLLM's own
+    return {"enable_lora": True, "max_lora_rank": next(size for size in LORA_RANKS if size >= rank), "max_loras": 1}

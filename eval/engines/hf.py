@@ -1,0 +1,142 @@
+"""transformers, with PEFT adapters: slower than vLLM, same contract, runs wherever torch does."""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from tokenizers.decoders import DecodeStream
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, StoppingCriteria
+
+from eval.benchmarks import cut
+from eval.engines import Decoding
+from eval.engines.vllm import resolve_dtype
+
+
+class HfEngine:
+    """The contract of `eval.engines.Engine`. model: a checkpoint folder; adapters: the LoRA directories to come."""
+
+    def __init__(
+        self,
+        model: Path,
+        adapters: Sequence[Path] = (),
+        *,
+        dtype: str = "auto",
+        max_model_len: int = 4096,
+        batch_size: int = 16,
+        name: str = "hf",
+    ) -> None:
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(model, padding_side="left")
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        base: Any = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, resolve_dtype(dtype)))
+        self.context = min(max_model_len, base.config.max_position_embeddings)
+        self.batch_size = batch_size
+        self._names = {adapter: f"adapter{i}" for i, adapter in enumerate(adapters)}
+        self.model: Any = _with_adapters(base.to(self.device), self._names)
+
+    @torch.inference_mode()
+    def generate(
+        self, prompts: Sequence[str], decoding: Decoding, adapter: Path | None = None
+    ) -> Iterator[tuple[int, list[str]]]:
+        """See `eval.engines.Engine`."""
+        for batch, inputs in self._batches(prompts):
+            texts = self._continue(inputs, decoding, adapter) if inputs else [""] * decoding.samples
+            for position, index in enumerate(batch):
+                yield index, texts[position * decoding.samples : (position + 1) * decoding.samples]
+
+    @torch.inference_mode()
+    def letter_logits(
+        self, prompts: Sequence[str], letter_ids: Mapping[str, int], adapter: Path | None = None
+    ) -> Iterator[tuple[int, dict[str, float]]]:
+        """See `eval.engines.Engine`."""
+        tokens = list(letter_ids.values())
+        for batch, inputs in self._batches(prompts):
+            if inputs is None:
+                yield batch[0], {}
+                continue
+            positions = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)  # (batch, padded), 0 at the first token
+            with self._using(adapter):
+                logits = self.model(**inputs, position_ids=positions, logits_to_keep=1).logits[:, -1]  # (batch, vocab)
+            for index, row in zip(batch, logits[:, tokens].tolist(), strict=True):
+                yield index, dict(zip(letter_ids, row, strict=True))
+
+    def _batches(self, prompts: Sequence[str]) -> Iterator[tuple[list[int], Any]]:
+        """Indices of prompts of similar length with their padded inputs; None for one that leaves no room."""
+        ids = self.tokenizer(list(prompts), verbose=False).input_ids if prompts else []
+        order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
+        fitting = [index for index in order if len(ids[index]) < self.context]
+        for index in order[len(fitting) :]:
+            yield [index], None
+        for start in range(0, len(fitting), self.batch_size):
+            batch = fitting[start : start + self.batch_size]
+            padded = self.tokenizer.pad({"input_ids": [ids[index] for index in batch]}, return_tensors="pt")
+            yield batch, padded.to(self.device)
+
+    def _continue(self, inputs: Any, decoding: Decoding, adapter: Path | None) -> list[str]:
+        """`samples` texts for the first prompt of a batch, then for the second, and so on."""
+        torch.manual_seed(decoding.seed)
+        width = inputs["input_ids"].shape[1]
+        with self._using(adapter):
+            ids = self.model.generate(  # (batch * samples, width + new)
+                **inputs,
+                generation_config=self._generation_config(decoding),
+                stopping_criteria=[StopAt(self.tokenizer, decoding.stops, width)] if decoding.stops else [],
+            )
+        lengths = inputs["attention_mask"].sum(1).repeat_interleave(decoding.samples).tolist()
+        return [
+            cut(self._text(row[width - length : width], row[width : width + self.context - length]), decoding.stops)
+            for row, length in zip(ids, lengths, strict=True)
+        ]
+
+    def _generation_config(self, decoding: Decoding) -> GenerationConfig:
+        sampling = {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0}
+        return GenerationConfig(
+            max_new_tokens=decoding.max_new_tokens,
+            num_return_sequences=decoding.samples,
+            eos_token_id=self.tokenizer.eos_token_id,
+            pad_token_id=self.tokenizer.pad_token_id,
+            do_sample=decoding.temperature > 0,
+            **(sampling if decoding.temperature > 0 else {}),
+        )
+
+    def _text(self, prompt: Tensor, new: Tensor) -> str:
+        """The text that the new tokens add to the prompt's, up to the end-of-sequence token, as vLLM streams it."""
+        stream = DecodeStream(ids=prompt.tolist(), skip_special_tokens=True)
+        kept = itertools.takewhile(lambda token: token != self.tokenizer.eos_token_id, new.tolist())
+        return "".join(stream.step(self.tokenizer.backend_tokenizer, token) or "" for token in kept)
+
+    def _using(self, adapter: Path | None) -> AbstractContextManager[None]:
+        if adapter is None:
+            return self.model.disable_adapter() if isinstance(self.model, PeftModel) else nullcontext()
+        self.model.set_adapter(self._names[adapter])
+        return nullcontext()
+
+
+class StopAt(StoppingCriteria):
+    """Ends a sequence whose new text holds one of the stops."""
+
+    def __init__(self, tokenizer: Any, stops: Sequence[str], start: int) -> None:
+        self.tokenizer, self.stops, self.start = tokenizer, stops, start
+        self.window = max(map(len, stops)) + 1  # a token is at least one byte, and stops are ASCII
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        """input_ids: (sequences, so far); returns (sequences,), true where a stop has been reached."""
+        new = input_ids[:, self.start :][:, -self.window :]
+        ends = self.tokenizer.batch_decode(new)
+        return torch.tensor([any(stop in end for stop in self.stops) for end in ends], device=input_ids.device)
+
+
+def _with_adapters(base: Any, names: Mapping[Path, str]) -> Any:
+    model = base
+    for adapter, name in names.items():
+        if model is base:
+            model = PeftModel.from_pretrained(base, adapter, adapter_name=name)
+        else:
+            model.load_adapter(adapter, adapter_name=name)
+    return model.eval()

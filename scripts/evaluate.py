@@ -1,0 +1,40 @@
+"""Evaluate finished runs on benchmarks, with one engine for all of them.
+
+python -m scripts.evaluate runs=[runs/smol/...] data=... [benchmark=[mmlu,gsm8k]] [limit=40] [engine=vllm|hf]
+
+Without `benchmark=` a run is tested on what its training set stands for (configs/dataset), a vanilla row on everything.
+"""
+
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from scripts import runs
+from scripts.errors import entry_point
+from scripts.evaluation import evaluate_runs, scores
+
+
+@entry_point
+def main(cfg: DictConfig) -> None:
+    if not cfg.runs:
+        raise ValueError("runs=[] names no run; give finished run directories, e.g. runs=[runs/smol/...].")
+    asked = any(override.startswith("benchmark=") for override in HydraConfig.get().overrides.task)
+    wanted = {Path(path): list(cfg.benchmark) if asked else _usual(Path(path), cfg) for path in cfg.runs}
+    results = Table("run", "score", "percent")
+    for run, folders in evaluate_runs(cfg, wanted).items():
+        for folder in folders:
+            for column, percent in scores(folder).items():
+                results.add_row(run.name, column, f"{percent:.2f}")
+    Console().print(results)
+
+
+def _usual(path: Path, cfg: DictConfig) -> list[str]:
+    run = runs.load(path)
+    return list(run.cfg.dataset.benchmarks if run.adapter else cfg.benchmark)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+from itertools import combinations
+
+import pytest
+
+from data_prep.benchmarks import HumanEval, HumanEvalProblem
+from eval.benchmarks import Item, Settings, humaneval
+
+PROBLEM = HumanEvalProblem(
+    "HumanEval/0", "def one():\n", "one", "    return 1\n", "def check(f):\n    assert f() == 1\n"
+)
+
+
+@pytest.mark.parametrize("n", range(1, 7))
+def test_pass_at_k_is_the_share_of_draws_with_a_passing_sample(n: int) -> None:
+    for c in range(n + 1):
+        for k in range(1, n + 1):
+            draws = list(combinations([i < c for i in range(n)], k))
+            assert humaneval.pass_at_k(n, c, k) == pytest.approx(sum(map(any, draws)) / len(draws))
+
+
+def test_tulu_prompts_with_and_without_the_pack() -> None:
+    settings = Settings(chat=True, variant="tulu")
+    assert humaneval.prompt("def f():\n", "Write f.", settings) == (
+        "<|user|>\nWrite f.\n<|assistant|>\nHere is the function:\n\n```python\ndef f():\n"
+    )
+    assert humaneval.prompt("def f():\n", None, settings) == (
+        "<|user|>\nComplete the following python function.\n\n\ndef f():\n\n<|assistant|>\n"
+        "Here is the completed function:\n\n\n"
+    )
+    assert humaneval.prompt("def f():\n", "Write f.", Settings(chat=False, variant="tulu")) == "def f():\n"
+
+
+def test_authors_do_not_read_the_pack() -> None:
+    settings = Settings(chat=True)
+    assert humaneval.prompt("def f():\n", "Write f.", settings) == humaneval.prompt("def f():\n", None, settings)
+
+
+def test_the_score_is_the_share_of_samples_that_pass_and_notes_say_how_they_ended() -> None:
+    (item,) = humaneval.items(HumanEval((PROBLEM,)), None, Settings(chat=True))
+    verdict = humaneval.score(item, ["    return 1\n", "    return 2\n", "    return 1", "    return ("])
+    assert verdict.scores == {"humaneval": 50.0}
+    assert [note == "passed" for note in verdict.notes] == [True, False, True, False]
+
+
+def test_nothing_is_stripped() -> None:
+    assert humaneval.parse("  x \n", Item("", "", "", "")) == "  x \n"
