@@ -1,22 +1,16 @@
 """The MoS layer: pools, indices, and how the two factors of a block come out of them."""
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from peft.tuners._buffer_dict import BufferDict
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.nn.parallel import DistributedDataParallel
 
 from mos.base import LowRankLayer
 from mos.config import MosConfig
 from mos.shards import LowRankUpdate, PoolLayout, assemble, init_bound, low_rank, sample_indices, stream
-
-EARLY_REDUCTION = (
-    "DDP with reentrant gradient checkpointing averages a MoS pool before all blocks have added to its gradient. Use "
-    "gradient_checkpointing_kwargs={'use_reentrant': False}, or DistributedDataParallel(..., static_graph=True)."
-)
 
 
 class Place(NamedTuple):
@@ -29,7 +23,10 @@ class Place(NamedTuple):
 
 
 class Assembled(NamedTuple):
-    """Factors kept between forward passes, with the tensors they were made of and their state at that time."""
+    """Factors kept between forward passes, with the state of the tensors they were made of.
+
+    The tensors are kept too, lest their identities be reused.
+    """
 
     sources: tuple[Tensor, ...]
     state: tuple[Any, ...]
@@ -54,7 +51,6 @@ class MosLayer(LowRankLayer):
         self.mos_scale = BufferDict(persistent=True)  # (r,): ones, or the random scales
         self.mos_host: dict[str, MosLayer] = {}
         self.mos_cache: dict[str, Assembled] = {}
-        self.reduced_early = False
 
     def rank(self, config: MosConfig, shared: Place) -> int:
         return shared.layout.rank
@@ -97,14 +93,15 @@ class MosLayer(LowRankLayer):
 
         Raises RuntimeError if they are sharded over processes where this layer cannot gather them.
         """
-        host, device = self.mos_host[adapter], self.mos_index[adapter].device
-        pools = host.mos_A[adapter], host.mos_B[adapter]
-        if any(isinstance(pool, DTensor) for pool in pools):
+        host = self.mos_host[adapter]
+        pool_a, pool_b = host.mos_A[adapter], host.mos_B[adapter]
+        if isinstance(pool_a, DTensor):
             raise RuntimeError(
                 f"The pools of adapter '{adapter}' are sharded with another block (FSDP2), but all blocks read them. "
                 "Pass them to fully_shard as ignored_params and average their gradients, or wrap the whole model once."
             )
-        return pools[0].to(device), pools[1].to(device)
+        device = self.mos_index[adapter].device
+        return pool_a.to(device), pool_b.to(device)
 
     def factors(self, adapter: str) -> tuple[Tensor, Tensor]:
         """A (r, h), its rows times the random scales, and B (o, r)."""
@@ -118,51 +115,37 @@ class MosLayer(LowRankLayer):
         dtype = pool_a.dtype
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
-        x = self.dropout[adapter](self._cast_input_dtype(x, dtype))
-        tokens = x.flatten(0, -2)  # (..., h) -> (t, h)
-        if self.training or (torch.is_grad_enabled() and pool_a.requires_grad):
-            self.mos_cache.pop(adapter, None)
-            scale, refusal = self._scale(adapter, x.dtype), self._refusal()
-            y = LowRankUpdate.apply(tokens, pool_a, pool_b, self.mos_index[adapter], scale, refusal)
-        else:
-            y, _ = low_rank(tokens, *self._assembled(adapter, x.dtype))
-        return y.view(*x.shape[:-1], self.out_features)  # (t, o) -> (..., o)
-
-    def _refusal(self) -> str | None:
-        """Why this forward pass must not be differentiated, if it is a recomputation of one within DDP.
-
-        Reentrant checkpointing differentiates recomputed passes one by one, and DDP averages a parameter's gradient
-        after the first of them, while other blocks have yet to add to it. (Without reentrance, the recomputed pass only
-        supplies tensors and is itself not differentiated.)
-        """
-        if torch.compiler.is_compiling():
-            return None
-        if torch._C._current_graph_task_id() == -1:  # not called from a backward pass
-            ddp = DistributedDataParallel._get_active_ddp_module()
-            self.reduced_early = ddp is not None and not ddp.static_graph
-            return None
-        return EARLY_REDUCTION if self.reduced_early else None
+        x = self._cast_input_dtype(x, dtype)
+        if not self.training and not (torch.is_grad_enabled() and pool_a.requires_grad):
+            return low_rank(x, *self._assembled(adapter, x.dtype, pool_a, pool_b))[0]
+        self.mos_cache.pop(adapter, None)
+        tokens = self.dropout[adapter](x).flatten(0, -2)  # (..., h) -> (t, h)
+        scale, refusal = self._scale(adapter, x.dtype), self.refusal()
+        y = LowRankUpdate.apply(tokens, pool_a, pool_b, self.mos_index[adapter], scale, refusal)
+        return cast(Tensor, y).view(*x.shape[:-1], self.out_features)  # (t, o) -> (..., o)
 
     def _scale(self, adapter: str, dtype: torch.dtype) -> Tensor:
         """alpha / r times the scale of each vector pair; returns (r,)."""
         return (self.mos_scale[adapter] * self.scaling[adapter]).to(dtype)
 
-    def _assembled(self, adapter: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """What `low_rank` needs besides the tokens, kept until something it is made of changes."""
-        sources = (*self.pools(adapter), self.mos_index[adapter], self.mos_scale[adapter])
-        if torch.compiler.is_compiling() or any(source.is_inference() for source in sources):
-            return self._assemble(adapter, dtype)  # such tensors do not count their changes
-        state = (dtype, self.scaling[adapter], *((s._version, s.data_ptr(), s.dtype) for s in sources))
+    def _assembled(self, adapter: str, dtype: torch.dtype, *pools: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What `low_rank` needs besides the tokens, kept until something it is made of changes.
+
+        A change is a new tensor, new data, or one more write to the same data, which torch counts (but not through
+        `.data`). Tensors made in inference mode are not counted, so nothing is kept of them.
+        """
+        sources = (*pools, self.mos_index[adapter], self.mos_scale[adapter])
+        if torch.compiler.is_compiling() or any(map(Tensor.is_inference, sources)):
+            return self._assemble(adapter, dtype, *pools)
+        state = (dtype, self.scaling[adapter], *[(id(s), s._version, s.data_ptr()) for s in sources])
         kept = self.mos_cache.get(adapter)
-        if kept is None or kept.state != state or any(a is not b for a, b in zip(kept.sources, sources, strict=True)):
-            kept = self.mos_cache[adapter] = Assembled(sources, state, self._assemble(adapter, dtype))
+        if kept is None or kept.state != state:
+            kept = self.mos_cache[adapter] = Assembled(sources, state, self._assemble(adapter, dtype, *pools))
         return kept.factors
 
     @torch.no_grad()
-    def _assemble(self, adapter: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        a, b = (
-            assemble(pool, i).to(dtype) for pool, i in zip(self.pools(adapter), self.mos_index[adapter], strict=True)
-        )
+    def _assemble(self, adapter: str, dtype: torch.dtype, *pools: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        a, b = (assemble(pool, i).to(dtype) for pool, i in zip(pools, self.mos_index[adapter], strict=True))
         return a, b, self._scale(adapter, dtype)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -115,12 +116,12 @@ def scatter(grad: Tensor, index: Tensor, size: int) -> Tensor:
 
 
 def low_rank(x: Tensor, a: Tensor, b: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """One block's update of tokens x (t, h), scaled per vector pair (Eq. 1), and x A^T.
+    """One block's update of tokens x (..., h), scaled per vector pair (Eq. 1), and x A^T.
 
-    a: (r, h); b: (r, o), the columns of B; scale: (r,); returns (t, o) and (t, r)
+    a: (r, h); b: (r, o), the columns of B; scale: (r,); returns (..., o) and (..., r)
     """
-    hidden = x @ a.T  # (t, h) (h, r) -> (t, r)
-    return (hidden * scale) @ b, hidden  # (t, r) (r, o) -> (t, o)
+    hidden = F.linear(x, a)  # (..., h) (h, r) -> (..., r)
+    return (hidden * scale) @ b, hidden  # (..., r) (r, o) -> (..., o)
 
 
 class LowRankUpdate(torch.autograd.Function):
