@@ -97,7 +97,7 @@ class Task:
             "chat": self.job.chat,
             "variant": self.protocol.variant,
             "limit": self.protocol.limit,
-            "items": _digest([[item.id, item.prompt, item.gold] for item in self.items]),
+            "prompts": _digest([[item.id, item.prompt, item.gold] for item in self.items]),
             "decoding": self.decoding and asdict(self.decoding),
             "model": self.protocol.model,
             "adapter": self.job.adapter and _file_digest(self.job.adapter / "adapter_model.safetensors"),
@@ -149,30 +149,38 @@ def _tasks(
 
 def _run(task: Task, engine: Callable[[], Engine], pool: ThreadPoolExecutor, bar: Any) -> None:
     with Store(task.folder) as store:
+
+        def add(row: Row) -> None:
+            store.add(row)
+            bar.update()
+
         pending = [item for item in task.items if item.id not in store.rows]
         bar.update(len(task.items) - len(pending))
         if pending:
             loaded = engine()
             started = time.monotonic()  # loading the model is not part of a benchmark's time
-            for row in _predict(task, pending, loaded, pool):
-                store.add(row)
-                bar.update()
+            _predict(task, pending, loaded, pool, add)
             timing = {"seconds": round(time.monotonic() - started, 2), "items": len(pending)}
             write_json(task.folder / "timing.json", timing)
         if pending or not (task.folder / "metrics.json").is_file():
             write_json(task.folder / "metrics.json", _metrics(task, store.rows))
 
 
-def _predict(task: Task, pending: Sequence[Item], engine: Engine, pool: ThreadPoolExecutor) -> Iterator[Row]:
-    """Finished rows, scored by the pool while the engine goes on."""
+def _predict(
+    task: Task, pending: Sequence[Item], engine: Engine, pool: ThreadPoolExecutor, add: Callable[[Row], None]
+) -> None:
+    """Generate, score in the pool while the engine goes on, and add each row as soon as it is scored."""
     pending = sorted(pending, key=lambda item: item.prompt)  # shared beginnings follow each other: one prefill for all
     scoring: set[Future[Row]] = set()
-    for index, outputs in _outputs(task, [item.prompt for item in pending], engine):
-        scoring.add(pool.submit(_judged, task, pending[index], outputs))
-        ready = {future for future in scoring if future.done()}
-        scoring -= ready
-        yield from (future.result() for future in ready)
-    yield from (future.result() for future in scoring)
+    try:
+        for index, outputs in _outputs(task, [item.prompt for item in pending], engine):
+            scoring.add(pool.submit(_judged, task, pending[index], outputs))
+            for future in [future for future in scoring if future.done()]:
+                scoring.remove(future)
+                add(future.result())
+    finally:  # whatever stops the engine, what it has generated is kept
+        for future in scoring:
+            add(future.result())
 
 
 def _outputs(task: Task, prompts: Sequence[str], engine: Engine) -> Iterator[tuple[int, list[Any]]]:

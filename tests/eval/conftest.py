@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,18 +26,23 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_lora(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_lora(tiny_model, tmp_path_factory.mktemp("lora"), 1)
+
+
 def save_lora(model: Path, folder: Path, seed: int) -> Path:
-    """A LoRA adapter of rank 4 with a large random update, for the checkpoint in `model`."""
+    """A LoRA adapter of rank 4 with a random update that changes the text, for the checkpoint in `model`."""
     torch.manual_seed(seed)
-    base = LlamaForCausalLM.from_pretrained(model)
-    peft_model = get_peft_model(base, LoraConfig(r=4, target_modules=TARGETS, task_type="CAUSAL_LM"))
-    for name, weight in peft_model.named_parameters():
+    base = LlamaForCausalLM.from_pretrained(model, dtype=torch.float32)
+    adapted = get_peft_model(base, LoraConfig(r=4, target_modules=TARGETS, task_type="CAUSAL_LM"))
+    for name, weight in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.1)
-    peft_model.save_pretrained(folder)
+    adapted.save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
-def tiny_lora(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_lora(tiny_model, tmp_path_factory.mktemp("lora"), seed=1)
+def random_lora() -> Callable[[Path, Path, int], Path]:
+    return save_lora
