@@ -25,10 +25,16 @@ from peft.utils import quantization_extra_repr, resolve_quantization_backend
 from peft.utils.other import AuxiliaryTrainingWrapper
 from peft.utils.quantization_utils import get_quantization_kwargs
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from transformers.pytorch_utils import Conv1D
 
 ATTENTION_INPUTS = ["q_proj", "k_proj", "v_proj"]
 LINEAR_LAYERS = [*ATTENTION_INPUTS, "o_proj", "gate_proj", "up_proj", "down_proj"]
+EARLY_REDUCTION = (
+    "DDP with reentrant gradient checkpointing averages a parameter that blocks share before all of them have added to "
+    "its gradient. Use gradient_checkpointing_kwargs={'use_reentrant': False}, or "
+    "DistributedDataParallel(..., static_graph=True)."
+)
 LLAMA_LIKE = ("gemma", "gemma2", "llama", "mistral", "qwen2", "qwen3")
 
 
@@ -93,6 +99,7 @@ class LowRankLayer(nn.Module, BaseTunerLayer):
         self.dropout = nn.ModuleDict()
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
+        self.reduced_early = False
 
     def create(self, adapter: str, config: Any, shared: Any) -> None:
         """Make and initialise the adapter's parameters on this layer; `shared` comes from `LowRankModel.shared`."""
@@ -118,6 +125,21 @@ class LowRankLayer(nn.Module, BaseTunerLayer):
         a, b = self.factors(adapter)
         x = self.dropout[adapter](self._cast_input_dtype(x, a.dtype))
         return F.linear(F.linear(x, a), b) * self.scaling[adapter]  # (..., h) -> (..., r) -> (..., o)
+
+    def refusal(self) -> str | None:
+        """Why this forward pass must not be differentiated, if it is a recomputation of one within DDP.
+
+        Reentrant checkpointing differentiates recomputed passes one by one, and DDP averages a parameter's gradient
+        after the first of them, while other blocks have yet to add to it. (Without reentrance, the recomputed pass only
+        supplies tensors and is itself not differentiated.) Methods that share parameters between blocks ask for it.
+        """
+        if torch.compiler.is_compiling():
+            return None
+        if torch._C._current_graph_task_id() == -1:  # not called from a backward pass
+            ddp = DistributedDataParallel._get_active_ddp_module()
+            self.reduced_early = ddp is not None and not ddp.static_graph
+            return None
+        return EARLY_REDUCTION if self.reduced_early else None
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """alpha / r * B A in the base weight's layout: (o, h), or (h, o) for a Conv1D; at least float32."""

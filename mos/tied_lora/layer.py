@@ -1,3 +1,4 @@
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -46,9 +47,20 @@ class TiedLoraLayer(LowRankLayer):
             self.tied_lora_u[adapter] = nn.Parameter(torch.ones(r))
         self.tied_lora_v[adapter] = nn.Parameter(torch.ones(o))
 
+    def update(self, x: Tensor, adapter: str) -> Tensor:
+        y = super().update(x, adapter)
+        if (reason := self.refusal()) and y.requires_grad:
+            y.register_hook(partial(refuse, reason))
+        return y
+
     def factors(self, adapter: str) -> tuple[Tensor, Tensor]:
         """diag(u) A and diag(v) B."""
         hosts, v = self.hosts[adapter], self.tied_lora_v[adapter]
         shared = (hosts.block.tied_lora_u, hosts.model.tied_lora_A, hosts.type.tied_lora_B)
         u, a, b = (parameters[adapter].to(v.device) for parameters in shared)
         return u[:, None] * a, v[:, None] * b  # (r, 1) (r, h) and (o, 1) (o, r)
+
+
+def refuse(reason: str, grad: Tensor) -> None:
+    """A gradient hook that stops the backward pass."""
+    raise RuntimeError(reason)

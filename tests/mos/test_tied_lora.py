@@ -2,6 +2,7 @@ import pytest
 import torch
 from accelerate import init_empty_weights
 from peft import get_peft_model, get_peft_model_state_dict
+from torch.nn.parallel import DistributedDataParallel
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mos.tied_lora import TiedLoraConfig
@@ -83,6 +84,37 @@ def test_layers_of_different_width_are_refused_before_one_changes(tiny_llama, ta
     with pytest.raises(ValueError, match=message):
         get_peft_model(model, TiedLoraConfig(r=2, target_modules=targets))
     assert not [name for name, _ in model.named_modules() if "tied_lora" in name or "base_layer" in name]
+
+
+@pytest.fixture
+def process_group(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("use_reentrant", "static_graph", "right"), [(False, False, True), (True, True, True), (True, False, False)]
+)
+def test_ddp_is_right_or_refused(tiny_llama, ids, process_group, use_reentrant, static_graph, right):
+    """With reentrant checkpointing, DDP would average a shared factor after the backward pass of its first block."""
+    torch.manual_seed(1)
+    model = get_peft_model(tiny_llama(), TiedLoraConfig(r=4, init_weights=False))
+    model.train()(ids, labels=ids).loss.backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+    model.zero_grad()
+    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    parallel = DistributedDataParallel(model, static_graph=static_graph)
+    loss = parallel(ids, labels=ids).loss
+    if not right:
+        with pytest.raises(RuntimeError, match="DDP with reentrant gradient checkpointing"):
+            loss.backward()
+        return
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-5, atol=1e-7, msg=name)
 
 
 @pytest.mark.parametrize("settings", [{"r": 0}, {"r": None}, {"r": 4.0}, {"r": 4, "dropout": 1.0}])
