@@ -39,7 +39,7 @@ class Protection:
         return self.text
 
 
-class SandboxError(RuntimeError):
+class SandboxError(OSError):
     """The sandbox did not start; this says nothing about the program."""
 
 
@@ -68,7 +68,7 @@ def protection() -> Protection:
     for way in ("bubblewrap", "namespaces"):
         try:
             run(way, "", timeout_s=10.0)
-        except (SandboxError, OSError) as error:
+        except OSError as error:
             reasons.append(f"{way}: {error}")
         else:
             return Protection(way, describe(way))
