@@ -299,10 +299,10 @@ def in_out_features(layer: nn.Module) -> tuple[int, int]:
 
 
 def check_linear(name: str, layer: nn.Module) -> None:
-    """Raises TypeError unless `layer` is a linear layer, float or quantized."""
+    """Raises ValueError unless `layer` is a linear layer, float or quantized."""
     backend = resolve_quantization_backend(layer)
     if not isinstance(layer, nn.Linear | Conv1D) and getattr(backend, "layer_type", None) != "linear":
-        raise TypeError(
+        raise ValueError(
             f"'{name}' is a {type(layer).__name__}; only linear layers (torch.nn.Linear, Conv1D or quantized) can be "
             "adapted. Name only such layers in target_modules."
         )

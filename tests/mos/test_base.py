@@ -267,7 +267,7 @@ def test_conv1d_layers(config, ids):
 
 def test_only_linear_layers_can_be_targeted(tiny_llama, config):
     model = tiny_llama()
-    with pytest.raises(TypeError, match="is a Embedding; only linear layers"):
+    with pytest.raises(ValueError, match="is a Embedding; only linear layers"):
         get_peft_model(model, config(target_modules=["embed_tokens"]))
     assert isinstance(model.model.embed_tokens, nn.Embedding)
 
