@@ -25,17 +25,25 @@ def export_lora(adapter_dir: str | Path, out_dir: str | Path) -> None:
         ValueError: the adapter's method has no export, or its file is not consistent.
     """
     adapter_dir, out_dir = Path(adapter_dir), Path(out_dir)
+    check_folders(adapter_dir, out_dir)
+    config = PeftConfig.from_pretrained(str(adapter_dir))
+    write_adapter(out_dir, *as_lora(config, load_peft_weights(str(adapter_dir), device="cpu")))
+
+
+def check_folders(adapter_dir: Path, out_dir: Path) -> None:
+    """Raises FileNotFoundError and FileExistsError as `export_lora` does."""
     if not (adapter_dir / "adapter_config.json").is_file():
         raise FileNotFoundError(f"{adapter_dir} holds no adapter_config.json. Name the folder of a saved adapter.")
     if out_dir.exists() and any(out_dir.iterdir()):
         raise FileExistsError(f"{out_dir} is not empty. Remove it or name another folder.")
-    config = PeftConfig.from_pretrained(str(adapter_dir))
-    state = load_peft_weights(str(adapter_dir), device="cpu")
-    lora, tensors = as_lora(config, state)
+
+
+def write_adapter(out_dir: Path, config: PeftConfig, tensors: dict[str, Tensor]) -> None:
+    """Write both files of an adapter into the new folder `out_dir`, which appears only when complete."""
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out_dir.parent, prefix=f".{out_dir.name}-") as folder:
-        complete = Path(folder) / "lora"
-        lora.save_pretrained(str(complete))
+        complete = Path(folder) / "adapter"
+        config.save_pretrained(str(complete))
         save_file(tensors, complete / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
         if out_dir.exists():
             out_dir.rmdir()
