@@ -45,7 +45,9 @@ class HfEngine:
         self, prompts: Sequence[str], decoding: Decoding, adapter: Path | None = None
     ) -> Iterator[tuple[int, list[str]]]:
         """See `eval.engines.Engine`."""
-        for batch, inputs in self._batches(prompts):
+        # what is drawn for a prompt depends on all of its batch, and a resumed evaluation has other batches
+        size = 1 if decoding.temperature else self.batch_size
+        for batch, inputs in self._batches(prompts, size):
             texts = self._continue(inputs, decoding, adapter) if inputs else [""] * decoding.samples
             for position, index in enumerate(batch):
                 yield index, texts[position * decoding.samples : (position + 1) * decoding.samples]
@@ -56,7 +58,7 @@ class HfEngine:
     ) -> Iterator[tuple[int, dict[str, float]]]:
         """See `eval.engines.Engine`."""
         tokens = list(letter_ids.values())
-        for batch, inputs in self._batches(prompts):
+        for batch, inputs in self._batches(prompts, self.batch_size):
             if inputs is None:
                 yield batch[0], {}
                 continue
@@ -66,15 +68,15 @@ class HfEngine:
             for index, row in zip(batch, logits[:, tokens].tolist(), strict=True):
                 yield index, dict(zip(letter_ids, row, strict=True))
 
-    def _batches(self, prompts: Sequence[str]) -> Iterator[tuple[list[int], Any]]:
+    def _batches(self, prompts: Sequence[str], size: int) -> Iterator[tuple[list[int], Any]]:
         """Indices of prompts of similar length with their padded inputs; None for one that leaves no room."""
         ids = self.tokenizer(list(prompts), verbose=False).input_ids if prompts else []
         order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
         fitting = [index for index in order if len(ids[index]) < self.context]
         for index in order[len(fitting) :]:
             yield [index], None
-        for start in range(0, len(fitting), self.batch_size):
-            batch = fitting[start : start + self.batch_size]
+        for start in range(0, len(fitting), size):
+            batch = fitting[start : start + size]
             padded = self.tokenizer.pad({"input_ids": [ids[index] for index in batch]}, return_tensors="pt")
             yield batch, padded.to(self.device)
 

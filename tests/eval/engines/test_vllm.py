@@ -1,0 +1,96 @@
+"""vLLM against transformers on the real SmolLM2, in float32, with adapters."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from data_prep.chat import user_prompt
+from eval.benchmarks import mmlu
+from eval.engines import Decoding
+from eval.engines.hf import HfEngine
+from eval.engines.vllm import VllmEngine, _lora_settings, resolve_dtype
+from scripts import base_model, grid
+
+pytest.importorskip("vllm")
+
+QUESTIONS = [f"A farmer has {n} hens and buys {n % 7 + 2} more. How many hens are there now?" for n in range(3, 13)]
+PROMPTS = [user_prompt(f"Question: {question}", "Answer:") for question in QUESTIONS]
+
+
+@pytest.fixture(scope="module")
+def smol(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return base_model.checkpoint(grid.compose(["model=smollm2_135m"]).model, tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def adapters(
+    smol: Path, tmp_path_factory: pytest.TempPathFactory, random_lora: Callable[[Path, Path, int], Path]
+) -> list[Path]:
+    return [random_lora(smol, tmp_path_factory.mktemp("lora"), seed) for seed in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def engine(smol: Path, adapters: list[Path]) -> VllmEngine:
+    return VllmEngine(smol, adapters, dtype="float32", max_model_len=512, cpu_kv_cache_gib=1)
+
+
+@pytest.mark.slow
+def test_vllm_and_transformers_agree_for_the_base_model_and_adapters(
+    engine: VllmEngine, smol: Path, adapters: list[Path]
+) -> None:
+    reference = HfEngine(smol, adapters, dtype="float32", max_model_len=512)
+    letters = mmlu.letter_ids(reference.tokenizer)
+    texts = {}
+    for adapter in (None, *adapters, None):  # the base again: it must not keep anything of an adapter
+        decoding = Decoding(24, stops=("\n\n",))
+        texts[adapter] = dict(engine.generate(PROMPTS, decoding, adapter))
+        assert texts[adapter] == dict(reference.generate(PROMPTS, decoding, adapter))
+        logits = dict(engine.letter_logits(PROMPTS, letters, adapter))
+        for index, expected in reference.letter_logits(PROMPTS, letters, adapter):
+            assert logits[index] == pytest.approx(expected, abs=1e-3)
+    assert texts[None] != texts[adapters[0]] != texts[adapters[1]]
+
+
+@pytest.mark.slow
+def test_stops_samples_and_long_prompts(engine: VllmEngine) -> None:
+    whole = dict(engine.generate(PROMPTS[:2], Decoding(24)))
+    stop = whole[0][0][8:10]
+    assert dict(engine.generate(PROMPTS[:1], Decoding(24, stops=("never", stop)))) == {
+        0: [whole[0][0].partition(stop)[0]]
+    }
+    sampled = [
+        dict(engine.generate(PROMPTS[:2], Decoding(8, samples=4, temperature=1.0, top_p=0.9, seed=seed)))
+        for seed in (3, 3, 4)
+    ]
+    assert sampled[0] == sampled[1] != sampled[2]
+    assert all(len(texts) == 4 for texts in sampled[0].values())
+    assert dict(engine.generate(["word " * 600], Decoding(5, samples=2, temperature=1.0))) == {0: ["", ""]}
+    assert dict(engine.letter_logits(["word " * 600], {"A": 330})) == {0: {}}
+
+
+@pytest.mark.slow
+def test_an_engine_that_was_stopped_early_goes_on(engine: VllmEngine) -> None:
+    outputs = engine.generate(PROMPTS, Decoding(24))
+    next(outputs)
+    outputs.close()
+    assert len(dict(engine.generate(PROMPTS, Decoding(4)))) == len(PROMPTS)
+
+
+def test_the_rank_of_the_adapters_sets_the_buffers(
+    tiny_lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert _lora_settings([], False) == {}
+    assert _lora_settings([tiny_lora], False)["max_lora_rank"] == 8
+    config = (tiny_lora / "adapter_config.json").read_text()
+    for rank, allowed in ((280, 320), (8, 8), (9, 16)):
+        (tmp_path / "adapter_config.json").write_text(config.replace('"r": 4', f'"r": {rank}'))
+        assert _lora_settings([tiny_lora, tmp_path], False)["max_lora_rank"] == allowed
+    (tmp_path / "adapter_config.json").write_text(config.replace('"r": 4', '"r": 513'))
+    with pytest.raises(ValueError, match="up to rank 512, not 513; use engine=hf"):
+        _lora_settings([tmp_path], False)
+
+
+def test_the_type_of_a_named_dtype_is_kept() -> None:
+    assert resolve_dtype("bfloat16") == "bfloat16"
+    assert resolve_dtype("auto") in ("bfloat16", "float32")
