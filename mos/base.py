@@ -16,7 +16,6 @@ from peft.config import PeftConfig
 from peft.tuners.tuners_utils import (
     BaseTuner,
     BaseTunerLayer,
-    _ExcludedModule,
     _get_in_out_features,
     _maybe_include_all_linear_layers,
     check_adapters_to_merge,
@@ -229,18 +228,19 @@ class LowRankModel(BaseTuner):
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         config = self._prepare_adapter_config(self.peft_config[adapter_name], self.get_model_config(model))
         config = _maybe_include_all_linear_layers(config, model)
-        self.check_targets(config, self._targets(model, config))
+        self.check_targets(config, self._targets(model, config, kwargs.get("state_dict")))
         super().inject_adapter(model, adapter_name, *args, **kwargs)
 
-    def _targets(self, model: nn.Module, config: Any) -> dict[str, nn.Module]:
+    def _targets(self, model: nn.Module, config: Any, state_dict: dict[str, Tensor] | None) -> dict[str, nn.Module]:
+        """The base layers that will be adapted: those in `state_dict` if there is one, as PEFT has it."""
+        saved = {key.rsplit(f".{self.prefix}", 1)[0].removeprefix("_orig_mod.") for key in state_dict or ()}
         targets = {}
         inside = None  # of a layer that an earlier adapter wrapped
         for key, module in model.named_modules():
             if not key or (inside and key.startswith(inside)):
                 continue
             inside = f"{key}." if isinstance(module, BaseTunerLayer) else None
-            found = self._check_target_module_exists(config, key)
-            if found and not isinstance(found, _ExcludedModule):
+            if key in saved if state_dict else self._check_target_module_exists(config, key):
                 targets[key] = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
                 check_linear(key, targets[key])
         return targets
@@ -272,10 +272,12 @@ class LowRankModel(BaseTuner):
             return
         self._check_adapter_names(names)
         beams = kwargs.get("num_beams") or 1
-        names = [name for name in names for _ in range(beams)]  # generation repeats each row
+        repeated = [name for name in names for _ in range(beams)]  # generation repeats each row, after the encoder
+        is_encoder_decoder = self.get_model_config(self.model).get("is_encoder_decoder")
+        encoder = set(self.model.get_encoder().modules()) if is_encoder_decoder else set()
 
         def pass_names(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-            return args, kwargs | {"adapter_names": names}
+            return args, kwargs | {"adapter_names": names if module in encoder else repeated}
 
         layers = [m for m in self.modules() if isinstance(m, self.tuner_layer_cls | AuxiliaryTrainingWrapper)]
         handles = [layer.register_forward_pre_hook(pass_names, with_kwargs=True) for layer in layers]
