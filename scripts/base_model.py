@@ -3,12 +3,15 @@
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import huggingface_hub
 import torch
 from bitsandbytes.functional import dequantize_4bit
-from bitsandbytes.nn.modules import Linear4bit
+from bitsandbytes.nn.modules import Linear4bit, Params4bit
 from filelock import FileLock
+from httpx import HTTPError
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 from omegaconf import DictConfig
 from transformers import (
     AutoModelForCausalLM,
@@ -123,7 +126,7 @@ def _quantize(plain: Path, trainer: DictConfig) -> PreTrainedModel:
 def _in_training_layout(network: PreTrainedModel) -> PreTrainedModel:
     """Keep bitsandbytes (0.50) from repacking the weights at the first evaluation on a CPU with AVX512-BF16.
 
-    The repacked layout has no gradient and gave wrong products for some layer shapes.
+    The repacked layout has no gradient, and the logits of SmolLM2 came out far off with it.
     """
     for module in network.modules():
         if isinstance(module, Linear4bit):
@@ -136,7 +139,8 @@ def _dequantize(model: DictConfig, trainer: DictConfig, cache_dir: Path | str, f
     network = AutoModelForCausalLM.from_pretrained(checkpoint(model, cache_dir), dtype=dtype)
     for name, layer in load_quantized(model, trainer, cache_dir).named_modules():
         if isinstance(layer, Linear4bit):
-            weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state)  # (o, h)
+            stored = cast(Params4bit, layer.weight)
+            weight = dequantize_4bit(stored.data, stored.quant_state)  # (o, h)
             network.get_submodule(name).weight.data = weight.to("cpu", dtype)
     network.save_pretrained(folder)
     load_tokenizer(model, cache_dir).save_pretrained(folder)
@@ -159,32 +163,29 @@ def _from_folder(model: DictConfig) -> Loaded:
 
 
 def _from_hub(model: DictConfig) -> Loaded:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
     repo = model.source.repo
+    huggingface_hub.logging.set_verbosity_error()  # its retries; the outcome is told below
     try:
-        folder = snapshot_download(
+        folder = huggingface_hub.snapshot_download(
             repo, revision=model.source.revision, allow_patterns=["*.json", "*.safetensors", "tokenizer.model"]
         )
     except (GatedRepoError, RepositoryNotFoundError) as error:
         raise PermissionError(
             f"'{repo}' is gated or unknown to this account: accept its licence on the hub and set HF_TOKEN, "
-            "or use a copy with model.source={kind: local, path: ...}."
+            "or use a copy of your own (model=local model.source.path=...)."
         ) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except (LocalEntryNotFoundError, HfHubHTTPError, HTTPError, OSError) as error:
         raise ConnectionError(
             f"'{repo}' at revision {model.source.revision} cannot be fetched from the hub "
-            f"({type(error).__name__}); check the network, or use a copy with model.source={{kind: local, path: ...}}."
+            f"({type(error).__name__}); check the network, or use a copy of your own (model=local model.source.path=...)."
         ) from error
     return _load(Path(folder), dtype="auto")
 
 
 def _load(folder: Path, **options: object) -> Loaded:
     """Network and tokenizer of a folder. Raises ValueError if it holds no complete causal language model."""
-    info: dict[str, Any]
     try:
-        network, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)  # type: ignore[misc]
+        network, info = cast(Any, AutoModelForCausalLM).from_pretrained(folder, output_loading_info=True, **options)
         tokenizer = AutoTokenizer.from_pretrained(folder, **{k: v for k, v in options.items() if k == "gguf_file"})
     except Exception as error:  # the loaders raise whatever the broken part of the folder happens to cause
         reason = str(error).strip().partition("\n")[0]

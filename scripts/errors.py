@@ -1,6 +1,7 @@
 """Expected errors become one line on stderr and exit code 1; anything else is a bug and keeps its traceback."""
 
 import functools
+import logging
 import os
 import shutil
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -33,6 +34,7 @@ def entry_point(task: Callable[[DictConfig], object]) -> Callable[[], None]:
     command = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")(_reported(task))
 
     def run() -> None:
+        logging.getLogger("bitsandbytes.backends").setLevel(logging.ERROR)  # it misses a kernel that is not used here
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would print, so that it is printed here
         try:
             command()
@@ -51,6 +53,8 @@ def sentence(error: BaseException) -> str:
         return f"Unknown {group} '{name}'; choose one of {', '.join(error.options)}."
     if isinstance(error, InstantiationException) and error.__cause__:
         return sentence(error.__cause__)
+    if isinstance(error, OverrideParseException):
+        return f"The override '{error.override}' cannot be read: {error.message.partition(chr(10))[0]}."
     return " ".join(str(error).split()) or type(error).__name__
 
 

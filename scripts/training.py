@@ -160,13 +160,13 @@ class TrainingOrder(Sampler[int]):
 class CellTrainer(Trainer):
     """The transformers trainer with the order of `TrainingOrder`, and a stop at the first loss that is not finite."""
 
-    def __init__(self, *, settings: Settings, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.settings = settings
+    def __init__(self, *, settings: Settings, data: Prepared, **kwargs: Any) -> None:
+        super().__init__(train_dataset=data.train, eval_dataset=data.validation, **kwargs)
+        self.settings, self.examples = settings, data.train
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> TrainingOrder:
         s = self.settings
-        return TrainingOrder(lengths(self.train_dataset), s.batch_size, s.max_steps, self.args.seed, s.group_by_length)
+        return TrainingOrder(lengths(self.examples), s.batch_size, s.max_steps, self.args.seed, s.group_by_length)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # type: ignore[no-untyped-def]
         """Mean over the labelled tokens of the batch. Logits are made only where some row of the batch has a label."""
@@ -194,7 +194,7 @@ class CellTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds epochs of the data, seconds since the start (kills left out) and peak memory to what is logged."""
-        self.state.epoch = self.state.global_step * self.settings.batch_size / len(self.train_dataset)
+        self.state.epoch = self.state.global_step * self.settings.batch_size / len(self.examples)
         logs["seconds"] = round(self._earlier + time.monotonic() - self._started, 2)
         logs["memory_gib"] = round(peak_memory() / 2**30, 3)
         super().log(logs, start_time)
@@ -203,7 +203,7 @@ class CellTrainer(Trainer):
         """Train from the beginning or from `checkpoint` to the end."""
         history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"] if checkpoint else []
         self._earlier, self._started = max((line["seconds"] for line in history), default=0.0), time.monotonic()
-        self.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
 
 class MetricsFile(TrainerCallback):
@@ -214,6 +214,9 @@ class MetricsFile(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
         runs.write_text(self.path, "".join(map(_line, state.log_history)))
+
+    def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
+        control.should_log |= control.should_save  # the sum behind the next mean is not part of a checkpoint
 
     def on_log(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
         with self.path.open("a") as file:
@@ -251,16 +254,15 @@ def _fit(
 ) -> dict[str, Any]:
     """Train, save the adapter, and return what `run.json` says of it."""
     torch.use_deterministic_algorithms(True, warn_only=True)  # scatter-adds of the CPU, among others
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     checkpoints = path / "checkpoints"
     with full_disk_named(path), tracking.tracked(cfg, path) as reporter:
         trainer = CellTrainer(
             settings=settings,
+            data=data,
             model=model,
             args=_arguments(settings, cfg.seed, checkpoints, reporter),
             data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED, pad_to_multiple_of=8),
-            train_dataset=data.train,
-            eval_dataset=data.validation,
             callbacks=[MetricsFile(path / "metrics.jsonl")],
         )
         try:
@@ -268,7 +270,7 @@ def _fit(
         finally:
             last_checkpoint(checkpoints)  # leaves no half-written one behind
         with runs.new_folder(path / "adapter") as folder:
-            model.save_pretrained(folder, save_embedding_layers=False)
+            model.save_pretrained(str(folder), save_embedding_layers=False)
         results = _results(trainer.state.log_history, model, data)
         tracking.summarize(results)
     return results
