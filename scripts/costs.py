@@ -6,6 +6,7 @@ docs/tables.md compares the memory model with measured peaks and states its erro
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 GIB = 2**30
 MASTER_BYTES = 4  # adapter weights, gradients and both Adam moments are float32
@@ -27,8 +28,12 @@ class Architecture:
     tied: bool = False
 
     @classmethod
-    def of(cls, config: Mapping) -> "Architecture":
-        """From the LlamaConfig arguments of `configs/model`."""
+    def of(cls, config: Mapping[str, Any] | None) -> "Architecture":
+        """From the LlamaConfig arguments of `configs/model`. Raises ValueError where that file gives none."""
+        if config is None:
+            raise ValueError(
+                "This model's config has no `architecture`; costs need its dimensions (see configs/model)."
+            )
         return cls(
             vocab=config["vocab_size"],
             hidden=config["hidden_size"],
@@ -94,7 +99,7 @@ class Memory:
     @property
     def peak(self) -> float:
         """Bytes that have to fit at once."""
-        return sum(asdict(self).values())
+        return float(sum(asdict(self).values()))
 
 
 def quantization_bits(double: bool) -> float:

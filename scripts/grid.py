@@ -85,7 +85,7 @@ def cells(cfg: DictConfig, overrides: Sequence[str]) -> list[Cell]:
             tested = shown if name is None else [b for b in used[name].benchmarks if b in shown]
             for seed in cfg.seeds[:1] if vanilla else cfg.seeds:
                 base.seed = seed
-                base.dataset = used.get(name, base.dataset)
+                base.dataset = base.dataset if name is None else used[name]
                 found.append(Cell(method, name, seed, tuple(tested), runs.run_dir(base)))
     return found
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
@@ -100,23 +101,27 @@ def training_memory(cfg: DictConfig, added: Adapter, checkpointing: bool | None 
     )
 
 
-def mean_length(cfg: DictConfig, dataset: DictConfig, tokenizer: object | None) -> float:
+def mean_length(cfg: DictConfig, dataset: DictConfig, tokenizer: Any) -> float:
     """Mean tokens of the prepared examples of a training set; without its data, the cut-off: an upper bound."""
     from data_prep.prepare import prepare
 
-    limit = cfg.trainer.max_length
+    limit = float(cfg.trainer.max_length)
     if tokenizer is None:
         return limit
-    options = {"max_length": limit, "validation_size": cfg.trainer.validation_size, "cache_dir": Path(cfg.cache_dir)}
+    options = {
+        "max_length": cfg.trainer.max_length,
+        "validation_size": cfg.trainer.validation_size,
+        "cache_dir": Path(cfg.cache_dir),
+    }
     try:
         report = prepare(dataset, tokenizer, data=Path(cfg.data), **options).report
     except FileNotFoundError as error:
-        log.warning("%s: every example counts with %d tokens. %s", dataset.name, limit, error)
+        log.warning("%s: every example counts with %.0f tokens. %s", dataset.name, limit, error)
         return limit
-    return report["tokens"] / (report["train"] + report["validation"])
+    return float(report["tokens"] / (report["train"] + report["validation"]))
 
 
-def workload(cfg: DictConfig, name: str, tokenizer: object | None) -> Workload:
+def workload(cfg: DictConfig, name: str, tokenizer: Any) -> Workload:
     """A benchmark's real prompts where the data is there, else its published size and typical lengths."""
     config = cfg.benchmark[name]
     new = 0 if config.get("letters") else config.max_new_tokens
@@ -130,7 +135,7 @@ def workload(cfg: DictConfig, name: str, tokenizer: object | None) -> Workload:
     return Workload(min(items, cfg.limit or items), prompt, longest, new, samples)
 
 
-def _prompts(cfg: DictConfig, name: str, tokenizer: object) -> tuple[int, float, int]:
+def _prompts(cfg: DictConfig, name: str, tokenizer: Any) -> tuple[int, float, int]:
     from data_prep import benchmarks as raw
     from eval import benchmarks
 
@@ -138,7 +143,7 @@ def _prompts(cfg: DictConfig, name: str, tokenizer: object) -> tuple[int, float,
     data = getattr(raw, f"load_{name}")(raw.locate_benchmark(config, cfg.data, cfg.cache_dir))
     settings = benchmarks.settings(config, cfg.evaluation.variant, chat=True)
     items = benchmarks.spread(benchmarks.module(name).items(data, tokenizer, settings), cfg.limit)
-    lengths = [len(ids) for ids in tokenizer([item.prompt for item in items])["input_ids"]]  # type: ignore[operator]
+    lengths = [len(ids) for ids in tokenizer([item.prompt for item in items])["input_ids"]]
     return len(items), fmean(lengths), max(lengths)
 
 
@@ -148,7 +153,7 @@ def evaluation_flops(model: Architecture, added: Adapter | None, work: Workload)
     return work.items * prefill, work.items * work.samples * decode
 
 
-def load_tokenizer(cfg: DictConfig) -> object | None:
+def load_tokenizer(cfg: DictConfig) -> Any:
     """The model's tokenizer (without its weights), or a stand-in where it cannot be had; None without data."""
     if cfg.data is None:
         return None
@@ -161,8 +166,8 @@ def load_tokenizer(cfg: DictConfig) -> object | None:
             return AutoTokenizer.from_pretrained(cfg.model.source.repo, revision=cfg.model.source.revision)
         except OSError:
             log.warning("The tokenizer of %s cannot be fetched; lengths are %s's.", cfg.model.name, STAND_IN_TOKENIZER)
-            model = OmegaConf.load(CONFIGS / "model" / f"{STAND_IN_TOKENIZER}.yaml")
-            return base_model.load_tokenizer(model, cfg.cache_dir)
+            stand_in = grid.compose([f"model={STAND_IN_TOKENIZER}"]).model
+            return base_model.load_tokenizer(stand_in, cfg.cache_dir)
     return base_model.load_tokenizer(cfg.model, cfg.cache_dir)
 
 
@@ -206,7 +211,7 @@ def _cell(
     works: dict[str, Workload],
     lengths: dict[str, float],
     gpus: Sequence[Gpu],
-) -> dict:
+) -> dict[str, Any]:
     model, added, trainer = Architecture.of(cfg.model.architecture), adapters[cell.method], cfg.trainer
     training = 0.0
     if added is not None and cell.dataset is not None:

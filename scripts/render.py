@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -18,17 +19,11 @@ from scripts.grid import Row
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 
 AVERAGE = "avg"
-TITLES = {
-    "mmlu": "MMLU",
-    "bbh": "BBH",
-    "gsm8k": "GSM8K",
-    "tydiqa_f1": "TyDi QA F1",
-    "tydiqa_em": "TyDi QA EM",
-    "humaneval": "HumanEval P@1",
-    AVERAGE: "Avg.",
-}
+LABELS = {"mmlu": "MMLU", "bbh": "BBH", "gsm8k": "GSM8K", "tydiqa": "TyDi QA", "humaneval": "HumanEval"}
+METRICS = {"tydiqa_f1": " F1", "tydiqa_em": " EM", "humaneval": " P@1"}
 
 
 @dataclass(frozen=True)
@@ -83,7 +78,7 @@ LINE = [
 ]  # fmt: skip
 
 
-def _line(row: Row, entry: Entry, column: str, base: Entry | None, pick: Callable[..., stats.Strata]) -> dict:
+def _line(row: Row, entry: Entry, column: str, base: Entry | None, pick: Callable[..., stats.Strata]) -> dict[str, Any]:
     per_seed = entry.scores.mean(axis=1) if column == AVERAGE else entry.scores[column]
     value, std = stats.spread(list(per_seed))
     low, high = stats.interval(pick(entry.items))
@@ -126,21 +121,26 @@ def _count(items: Mapping[str, pd.DataFrame], column: str) -> int:
     return sum(len(frame) for frame in items.values() if column == AVERAGE or column in frame)
 
 
+def titles(columns: Sequence[str], labels: Mapping[str, str]) -> dict[str, str]:
+    """Headings of the columns; `labels` by benchmark, where its data has another name than the paper's benchmark."""
+    names = LABELS | dict(labels)
+    return {column: names[column.split("_")[0]] + METRICS.get(column, "") for column in columns} | {AVERAGE: "Avg."}
+
+
 def markdown(
     title: str,
     rows: Sequence[Row],
     columns: Sequence[str],
     summary: pd.DataFrame,
     paper: pd.DataFrame,
-    titles: Mapping[str, str],
+    head: Mapping[str, str],
     notes: Sequence[str],
 ) -> str:
     """The table as Markdown: two lines per row, the measured and the paper's, then intervals, comparisons and notes.
 
-    titles: column headings that differ from the usual ones (a stand-in benchmark bears its own name).
+    head: headings of the columns, as `titles` gives them.
     """
     shown = [*columns, AVERAGE]
-    head = TITLES | dict(titles)
     lines = _grid_lines(rows, shown, summary, paper)
     table = _pipe(["Method", "Rank", "Source", "# Param.", *(head[c] for c in shown)], lines)
     intervals = _pipe(["Method", "Rank", *(head[c] for c in shown)], _interval_lines(rows, shown, summary))
@@ -152,7 +152,9 @@ def markdown(
     return "\n\n".join(parts) + "\n"
 
 
-def _grid_lines(rows: Sequence[Row], shown: Sequence[str], summary: pd.DataFrame, paper: pd.DataFrame) -> list[list]:
+def _grid_lines(
+    rows: Sequence[Row], shown: Sequence[str], summary: pd.DataFrame, paper: pd.DataFrame
+) -> list[list[str]]:
     lines = []
     for row in rows:
         printed = paper.loc[(row.label, row.rank or "")]
@@ -167,7 +169,7 @@ def _grid_lines(rows: Sequence[Row], shown: Sequence[str], summary: pd.DataFrame
     return lines
 
 
-def _interval_lines(rows: Sequence[Row], shown: Sequence[str], summary: pd.DataFrame) -> list[list]:
+def _interval_lines(rows: Sequence[Row], shown: Sequence[str], summary: pd.DataFrame) -> list[list[str]]:
     lines = []
     for row in rows:
         best = _reported(summary, row)
@@ -259,7 +261,7 @@ def csv(table: str, summary: pd.DataFrame, entries: Mapping[str, Entry], paper: 
     whole = ["r", "params", "n_items"]
     measured[whole] = measured[whole].astype("Int64").astype(object)
     frame = pd.concat([measured, _paper_long(paper)]).assign(table=table)
-    return frame[CSV].to_csv(index=False, float_format="%.4f", lineterminator="\n")
+    return str(frame[CSV].to_csv(index=False, float_format="%.4f", lineterminator="\n"))
 
 
 CSV = [
@@ -269,7 +271,7 @@ CSV = [
 
 
 def _paper_long(paper: pd.DataFrame) -> pd.DataFrame:
-    scores = [c for c in TITLES if c in paper.columns]
+    scores = [column for column in paper.columns if column not in ("source", "params", "copied_from_prolora")]
     long = paper.reset_index().melt(["label", "rank", "params"], scores, var_name="column", value_name="value")
     return long.assign(source="paper", value=long.value.astype(float))
 
@@ -300,7 +302,14 @@ def plot(title: str, rows: Sequence[Row], summary: pd.DataFrame, paper: pd.DataF
     return buffer.getvalue()
 
 
-def _point(axis: plt.Axes, style: Mapping[str, str], params: float | None, value: float) -> None:
+def write_png(path: Path, content: bytes) -> None:
+    """Write `path` whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+def _point(axis: Axes, style: Mapping[str, Any], params: float | None, value: float) -> None:
     if params is None or np.isnan(params):
         axis.axhline(value, linestyle="--", linewidth=1, color=style["color"], label=style["label"])
     else:

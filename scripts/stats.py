@@ -92,7 +92,7 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     """Holm-adjusted p-values (family-wise error over all comparisons of one table), in the given order."""
     if not p_values:
         return np.array([])
-    return multipletests(p_values, alpha=LEVEL, method="holm")[1]
+    return np.asarray(multipletests(p_values, alpha=LEVEL, method="holm")[1])
 
 
 def spread(scores: Sequence[float]) -> tuple[float, float]:

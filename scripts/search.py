@@ -1,0 +1,87 @@
+"""Grid searches, selected on validation loss and never on a benchmark.
+
+python -m scripts.search search=lr profile=smol data=...      (or `make lr-search`, `make mos-search`)
+"""
+
+import itertools
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from omegaconf import DictConfig, OmegaConf
+
+from scripts import grid, runs
+from scripts.errors import entry_point, sentence
+from scripts.launch import launch
+
+
+@dataclass(frozen=True)
+class Point:
+    """A combination of the searched settings; `runs` by training set and seed, `skipped` says why it cannot be."""
+
+    settings: dict[str, float]
+    jobs: dict[tuple[str, int], list[str]]
+    runs: dict[tuple[str, int], Path]
+    skipped: str | None = None
+
+
+def points(cfg: DictConfig, overrides: Sequence[str]) -> list[Point]:
+    """Every combination of `search.grid`, the impossible ones with the sentence that says why."""
+    keys, choices = zip(*OmegaConf.to_container(cfg.search.grid).items(), strict=True)  # type: ignore[union-attr]
+    return [_point(cfg, overrides, dict(zip(keys, values, strict=True))) for values in itertools.product(*choices)]
+
+
+def ranking(found: Sequence[Point]) -> pd.DataFrame:
+    """A line per combination, the lowest mean validation loss over training sets and seeds first."""
+    lines = []
+    for point in found:
+        if point.skipped is None:
+            losses = {key: runs.load(path).info["metrics"]["eval_loss"] for key, path in point.runs.items()}
+            by_dataset = pd.Series(losses).groupby(level=0, sort=False).mean()
+            lines.append(point.settings | dict(by_dataset) | {"mean": by_dataset.mean()})
+    return pd.DataFrame(lines).sort_values("mean", ignore_index=True)
+
+
+def _point(cfg: DictConfig, overrides: Sequence[str], settings: dict[str, float]) -> Point:
+    chosen = [f"method={cfg.search.method}", *(f"{key}={value}" for key, value in settings.items())]
+    own = grid.compose([*overrides, *chosen])
+    reason = _impossible(own)
+    if reason is not None:
+        return Point(settings, {}, {}, reason)
+    jobs, paths = {}, {}
+    for name, seed in itertools.product(cfg.search.datasets, cfg.seeds):
+        jobs[name, seed] = [*chosen, f"dataset={name}", f"seed={seed}"]
+        paths[name, seed] = runs.run_dir(grid.compose([*overrides, *jobs[name, seed]]))
+    return Point(settings, jobs, paths)
+
+
+def _impossible(cfg: DictConfig) -> str | None:
+    """Why the method does not fit the model, found on its shapes alone."""
+    from scripts.params import trainable_parameters
+
+    try:
+        trainable_parameters(cfg)
+    except ValueError as error:
+        return sentence(error)
+    return None
+
+
+@entry_point
+def main(cfg: DictConfig) -> None:
+    overrides = grid.common(cfg)
+    cfg = grid.compose(overrides)
+    found = points(cfg, overrides)
+    for point in found:
+        if point.skipped:
+            print(f"skipped {point.settings}: {point.skipped}", file=sys.stderr)
+    missing = [job for p in found for key, job in p.jobs.items() if not runs.is_finished(p.runs[key])]
+    failed = launch(overrides, missing, cfg.launcher, cfg.workers) if missing else []
+    if failed:
+        sys.exit("\n".join([f"error: {len(failed)} of {len(missing)} runs failed:", *failed]))
+    print(ranking(found).to_string(float_format="{:.4g}".format))
+
+
+if __name__ == "__main__":
+    main()

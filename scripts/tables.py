@@ -1,0 +1,92 @@
+"""Train and evaluate what a table still misses, then render it beside the paper's numbers.
+
+    python -m scripts.tables profile=smol table=table2 methods=[lora_r2,mos_r8] seeds=[0] limit=40 data=...
+
+`make table2 PROFILE=smol METHODS=lora_r2,mos_r8 ...` is the same; docs/tables.md explains both, and the files written.
+"""
+
+import sys
+from collections.abc import Sequence
+from concurrent.futures import BrokenExecutor
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from scripts import grid, runs
+from scripts.errors import entry_point
+from scripts.launch import launch
+
+
+@entry_point
+def main(cfg: DictConfig) -> None:
+    overrides = grid.common(cfg)
+    cfg = grid.compose(overrides)
+    grid.check_methods(cfg.methods or [])
+    if cfg.dry:
+        from scripts import plan
+
+        print(plan.render(cfg, plan.plan(cfg, overrides)))
+        return
+    cells = grid.cells(cfg, overrides)
+    if not cells:
+        print(f"{cfg.table.name}: none of {', '.join(cfg.methods)} is a row of it; nothing to do.")
+        return
+    train_missing(cfg, overrides, cells)
+    write(cfg, overrides, cells, evaluate_missing(cfg, cells))
+
+
+def train_missing(cfg: DictConfig, overrides: Sequence[str], cells: Sequence[grid.Cell]) -> None:
+    """Train the cells without a finished run; after a worker was killed once more, from the last checkpoints.
+
+    Exits with a list of the failed cells; the others are finished and kept.
+    """
+    missing = grid.untrained(cells)
+    print(f"{cfg.table.name}: {len(cells)} cells, {len(missing)} to train", file=sys.stderr)
+    if not missing:
+        return
+    try:
+        failed = launch(overrides, [grid.job(cell) for cell in missing], cfg.launcher, cfg.workers)
+    except BrokenExecutor:
+        print("A worker was killed (out of memory?); its runs go on from their last checkpoints", file=sys.stderr)
+        jobs = [grid.job(cell) for cell in grid.untrained(cells)]
+        failed = launch(overrides, jobs, cfg.launcher, cfg.workers)
+    if failed:
+        sys.exit("\n".join([f"error: {len(failed)} of {len(missing)} runs failed:", *failed]))
+
+
+def evaluate_missing(cfg: DictConfig, cells: Sequence[grid.Cell]) -> dict[Path, list[Path]]:
+    """Evaluate with one engine what is not evaluated yet; the result folders by run."""
+    from scripts.evaluation import evaluate_runs
+
+    return evaluate_runs(cfg, {cell.path: cell.benchmarks for cell in cells})
+
+
+def write(
+    cfg: DictConfig, overrides: Sequence[str], cells: Sequence[grid.Cell], folders: dict[Path, list[Path]]
+) -> None:
+    """Render the table and the provenance of its cells into the results folder, and print the table."""
+    from scripts import collect, notes, render
+
+    folder = Path(cfg.results_dir) / cfg.profile / notes.variant(overrides)
+    found = collect.results(cells, folders)
+    entries = collect.entries(found, cfg.table.columns)
+    rows = grid.rows(cfg)
+    paper = render.load_paper(runs.ROOT / "results" / "paper" / f"{cfg.table.name}.csv")
+    summary = render.summarise(rows, cfg.table.columns, entries, collect.per_task(found))
+    remarks = [*notes.of(cfg, overrides, found), *render.candidate_notes(rows, summary)]
+    titles = render.titles(cfg.table.columns, collect.labels(found))
+    text = render.markdown(cfg.table.title, rows, cfg.table.columns, summary, paper, titles, remarks)
+    stem = folder / cfg.table.name
+    (folder / "cells" / cfg.model.name).mkdir(parents=True, exist_ok=True)
+    for result in found:
+        name = f"{result.cell.method}-{result.cell.dataset or 'none'}-seed{result.cell.seed}.json"
+        runs.write_json(folder / "cells" / cfg.model.name / name, collect.provenance(result))
+    runs.write_json(stem.with_name(f"{stem.name}-times.json"), notes.times(found))
+    runs.write_text(stem.with_suffix(".csv"), render.csv(cfg.table.name, summary, entries, paper))
+    render.write_png(stem.with_suffix(".png"), render.plot(cfg.table.title, rows, summary, paper))
+    runs.write_text(stem.with_suffix(".md"), text)
+    print(f"{text}\n{stem.with_suffix('.md')}")
+
+
+if __name__ == "__main__":
+    main()
