@@ -102,8 +102,7 @@ def limits(timeout_s: float) -> dict[str, int]:
 def run(way: str, program: str, timeout_s: float) -> Outcome:
     """Run one program by `way` (a key of `isolation.WAYS`)."""
     secret = secrets.token_bytes(32)
-    folder = isolation.packages_folder() if way == "none" else isolation.PACKAGES_INSIDE
-    job = (program, secret, timeout_s, limits(timeout_s), str(folder))
+    job = (program, secret, timeout_s, limits(timeout_s), isolation.import_path(way))
     with tempfile.TemporaryFile() as stdin:
         stdin.write(marshal.dumps(job))
         stdin.seek(0)
@@ -135,7 +134,10 @@ def judge(process: subprocess.Popen[bytes], secret: bytes, timeout_s: float) -> 
     deadline = time.monotonic() + timeout_s + GRACE_S
     if first != b"+":
         process.kill()
-        raise SandboxError(f"the sandbox does not start: {process.stderr.read().decode(errors='replace').strip()}")
+        reason = process.stderr.read() or first + process.stdout.read()
+        raise SandboxError(
+            f"the sandbox does not start: {reason.decode(errors='replace').strip() or 'no reason given'}"
+        )
     answer, ended = read(channel, ANSWER_BYTES, deadline)
     if answer == secret:
         return Outcome(True, "passed")

@@ -55,7 +55,10 @@ def on_alarm(signum: int, frame: object) -> None:
 def confine(limits: dict[str, int]) -> None:
     """Set limits ({name in `resource`: value}) that cannot be raised again, and forbid what `veto` forbids."""
     for name, value in limits.items():
-        resource.setrlimit(getattr(resource, name), (value, value))
+        limit = getattr(resource, name)
+        hard = resource.getrlimit(limit)[1]
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(limit, (value, value))
     sys.addaudithook(veto)
 
 
@@ -78,8 +81,8 @@ def steps(channel: int) -> Iterable[Callable[[], object]]:
     write, leave = os.write, os._exit
     close_standard_streams()
     confine(limits)
-    sys.path.append(packages)
-    if "numpy" in program:  # it does not load any more once the calls are taken away
+    sys.path += packages
+    if packages and "numpy" in program:  # it does not load any more once the calls are taken away
         __import__("numpy")
     take_away()
     write(channel, b"+")

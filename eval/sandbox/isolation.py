@@ -16,7 +16,7 @@ PACKAGES = ("numpy", "numpy.libs")  # what programs may import besides the stand
 PACKAGES_INSIDE = "/packages"
 MASKED = ("_ctypes", "_testcapi", "_testinternalcapi", "_xxsubinterpreters")  # doors to raw memory
 SYSTEM = ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache")
-ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "OMP_NUM_THREADS": "1"}
 
 # As root: bind the interpreter where nobody, too, can reach it, then become nobody.
 # Arguments: pairs (file, mount point), --, command.
@@ -63,6 +63,12 @@ def packages_folder() -> Path | None:
     """The folder that holds `PACKAGES`."""
     spec = importlib.util.find_spec(PACKAGES[0])
     return Path(spec.origin).parents[1] if spec and spec.origin else None
+
+
+def import_path(way: str) -> list[str]:
+    """Where a program that is started by `way` finds `PACKAGES`; nowhere if they are not installed."""
+    folder = packages_folder()
+    return [] if folder is None else [str(folder) if way == "none" else PACKAGES_INSIDE]
 
 
 @functools.cache

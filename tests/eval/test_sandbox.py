@@ -3,6 +3,8 @@
 import gzip
 import json
 import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -77,6 +79,24 @@ def test_right_program_passes(name):
 def test_numpy_is_there_as_in_the_original():
     completion = "    import numpy as np\n    return 2 * x if np.arange(3).sum() == 3 else None"
     assert check_humaneval(PROBLEM, completion, timeout_s=10.0).passed
+
+
+def test_without_numpy_only_its_import_fails(monkeypatch):
+    monkeypatch.setattr(isolation, "packages_folder", lambda: None)
+    isolation.python_files.cache_clear()
+    outcomes = [check_humaneval(PROBLEM, f"    {line}\n    return 2 * x") for line in ("# numpy", "import numpy")]
+    isolation.python_files.cache_clear()
+    assert outcomes[0].passed
+    assert outcomes[1].status.startswith("failed: ModuleNotFoundError")
+
+
+def test_limits_that_are_lower_already_stay():
+    code = (
+        "import resource\nfrom eval import sandbox\nresource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))\n"
+        "print(sandbox.run(sandbox.protection().way, 'import os\\nfor _ in range(50): os.dup(1)', 3.0).status)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True)
+    assert "Too many open files" in result.stdout
 
 
 @pytest.mark.parametrize("name", WRONG)
