@@ -177,7 +177,7 @@ def _from_hub(model: DictConfig) -> Loaded:
     except (LocalEntryNotFoundError, HfHubHTTPError, HTTPError, OSError) as error:
         raise ConnectionError(
             f"'{repo}' at revision {model.source.revision} cannot be fetched from the hub "
-            f"({type(error).__name__}); check the network, or use a copy of your own (model=local model.source.path=...)."
+            f"({type(error).__name__}); check the network, or use a copy (model=local model.source.path=...)."
         ) from error
     return _load(Path(folder), dtype="auto")
 

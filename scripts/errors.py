@@ -48,9 +48,10 @@ def entry_point(task: Callable[[DictConfig], object]) -> Callable[[], None]:
 
 def sentence(error: BaseException) -> str:
     """The text of `error` on one line; an unknown name of a config group lists the known ones."""
-    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
-        return f"Unknown {group} '{name}'; choose one of {', '.join(error.options)}."
+        known = sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))  # a list of a group has no `options`
+        return f"Unknown {group} '{name}'; choose one of {', '.join(known)}."
     if isinstance(error, InstantiationException) and error.__cause__:
         return sentence(error.__cause__)
     if isinstance(error, OverrideParseException):

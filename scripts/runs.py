@@ -48,7 +48,7 @@ def run_dir(cfg: DictConfig) -> Path:
 
 
 def name(cfg: DictConfig) -> str:
-    """`<method>-r<rank>-<dataset>-seed<seed>`; rank `all` is the whole pool; a vanilla row has rank 0, dataset `none`."""
+    """`<method>-r<rank>-<dataset>-seed<seed>`; rank `all`: the whole pool; a vanilla row has rank 0 and `none`."""
     vanilla = cfg.method.config is None
     rank = 0 if vanilla else cfg.method.r or "all"
     return f"{cfg.method.name}-r{rank}-{'none' if vanilla else cfg.dataset.name}-seed{cfg.seed}"
@@ -67,8 +67,8 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
 
 
 def model_key(model: DictConfig) -> str:
-    """Eight hex digits that name a base model: of its config, of the files' content if the source is a folder, of the code
-    if it is generated."""
+    """Eight hex digits that name a base model: of its config, of the content of a local folder, of the code that
+    generates it."""
     source = _plain(model.source)
     if source["kind"] == "local":
         source["path"] = _content_key(Path(source["path"]))

@@ -202,6 +202,7 @@ class CellTrainer(Trainer):
     def start(self, checkpoint: Path | None) -> None:
         """Train from the beginning or from `checkpoint` to the end."""
         history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"] if checkpoint else []
+        self.args.eval_on_start = checkpoint is None
         self._earlier, self._started = max((line["seconds"] for line in history), default=0.0), time.monotonic()
         self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
@@ -278,13 +279,15 @@ def _fit(
 
 def _results(history: list[dict[str, float]], model: PeftModel, data: Prepared) -> dict[str, Any]:
     losses = [line["loss"] for line in history if "loss" in line]
+    eval_losses = [line["eval_loss"] for line in history if "eval_loss" in line]
     return {
         "trainable_parameters": model.num_parameters(only_trainable=True),
         "seconds": max(line["seconds"] for line in history),
         "metrics": {
             "first_loss": losses[0],
             "loss": losses[-1],
-            "eval_loss": [line["eval_loss"] for line in history if "eval_loss" in line][-1],
+            "first_eval_loss": eval_losses[0],  # of the untrained adapter: the base model's
+            "eval_loss": eval_losses[-1],
             "memory_gib": max(line["memory_gib"] for line in history),
         },
         "data": {"key": data.key, **{k: v for k, v in data.report.items() if k != "broken_rows"}},
