@@ -4,7 +4,7 @@ import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig
@@ -51,7 +51,7 @@ class VllmEngine:
         self.tokenizer: Any = AutoTokenizer.from_pretrained(model)
         self.llm = LLM(
             model=str(model),
-            dtype=resolve_dtype(dtype),
+            dtype=cast(Any, resolve_dtype(dtype)),
             max_model_len=max_model_len,
             max_num_seqs=max_num_seqs,
             gpu_memory_utilization=gpu_memory_utilization,
