@@ -1,0 +1,89 @@
+"""Two gloo processes against one: the same gradients, or a refusal."""
+
+import os
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from peft import get_peft_model
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from mos import MosConfig
+
+pytestmark = pytest.mark.slow
+IDS = torch.arange(32).view(4, 8)
+SIZES = {"hidden_size": 32, "intermediate_size": 44, "num_hidden_layers": 3, "num_attention_heads": 4}
+
+
+def build(use_reentrant=None):
+    torch.manual_seed(0)
+    base = LlamaForCausalLM(LlamaConfig(vocab_size=64, num_key_value_heads=2, **SIZES))
+    model = get_peft_model(base, MosConfig(r=3, init_weights=False)).train()
+    if use_reentrant is not None:
+        model.enable_input_require_grads()
+        model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    return model
+
+
+def full(gradient):
+    return gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
+
+
+def gradients(model):
+    return {name: full(p.grad) for name, p in model.named_parameters() if p.requires_grad}
+
+
+def ddp(use_reentrant, static_graph):
+    model = build(use_reentrant)
+    return model, DistributedDataParallel(model, static_graph=static_graph)
+
+
+def fsdp(blocks):
+    model = build()
+    for block in model.get_base_model().model.layers if blocks else ():
+        fully_shard(block)
+    fully_shard(model)
+    return model, model
+
+
+def work(rank, port, make, arguments, refusal):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    model, wrapped = make(*arguments)
+    own = IDS[2 * rank : 2 * rank + 2]
+    try:
+        if refusal:
+            with pytest.raises(RuntimeError, match=refusal):
+                wrapped(own, labels=own).loss.backward()
+            return
+        wrapped(own, labels=own).loss.backward()
+        alone = build()
+        alone(IDS, labels=IDS).loss.backward()
+        for name, gradient in gradients(alone).items():
+            torch.testing.assert_close(gradients(model)[name], gradient, rtol=1e-4, atol=1e-7, msg=name)
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments", "refusal"),
+    [
+        pytest.param(ddp, (None, False), None, id="DDP"),
+        pytest.param(ddp, (False, False), None, id="DDP, checkpointing without reentrance"),
+        pytest.param(ddp, (True, True), None, id="DDP, reentrant checkpointing, static graph"),
+        pytest.param(
+            ddp, (True, False), "DDP with reentrant gradient checkpointing", id="DDP, reentrant checkpointing"
+        ),
+        pytest.param(fsdp, (False,), None, id="FSDP2 of the whole model"),
+        pytest.param(fsdp, (True,), "sharded with another block", id="FSDP2 of each block"),
+    ],
+)
+def test_two_processes_train_as_one_or_refuse(make, arguments, refusal):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(work, (port, make, arguments, refusal), nprocs=2)
