@@ -5,9 +5,9 @@ PY := .venv/bin/python
 # What the targets below take, e.g. `make table2 PROFILE=smol METHODS=lora_r2,mos_r8 SEEDS=0,1 LIMIT=40 DATA=data`.
 # Unset ones are left to the profile; PROFILE itself goes by what the machine has.
 PROFILE ?= $(shell $(PY) -c "from scripts.runs import default_profile; print(default_profile())")
-SETTINGS = profile=$(PROFILE) $(if $(DATA),'data=$(DATA)') $(if $(LIMIT),limit=$(LIMIT)) $(if $(LAUNCHER),launcher=$(LAUNCHER)) \
+SETTINGS = $(strip profile=$(PROFILE) $(if $(DATA),'data=$(DATA)') $(if $(LIMIT),limit=$(LIMIT)) \
 	$(if $(METHODS),'methods=[$(METHODS)]') $(if $(SEEDS),'seeds=[$(SEEDS)]') $(if $(CANDIDATES),candidates=$(CANDIDATES)) \
-	$(if $(DRY),dry=true) $(if $(GPU),'gpus=[$(GPU)]') $(OVERRIDES)
+	$(if $(LAUNCHER),launcher=$(LAUNCHER)) $(if $(DRY),dry=true) $(if $(GPU),'gpus=[$(GPU)]') $(OVERRIDES))
 
 .PHONY: help
 help:  ## this list

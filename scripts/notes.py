@@ -14,6 +14,7 @@ ORDINARY = {  # these say where, how much and how, not which experiment
     "gpus", "engine", "wandb", "runs_dir", "cache_dir", "results_dir", "hydra",
 }  # fmt: skip
 COMPARED = ("trainer", "evaluation", "benchmark")  # the sections in which a profile differs from the paper's
+IRRELEVANT = re.compile(r"benchmark\.\w+\.(source|stops)|trainer\.(logging|eval|save)_steps")  # to a score
 
 
 def changes(overrides: Sequence[str]) -> list[str]:
@@ -72,14 +73,13 @@ def times(found: Sequence[Result]) -> dict[str, Any]:
 
 def _flat(cfg: DictConfig) -> dict[str, Any]:
     shown = {column.split("_")[0] for column in cfg.table.columns}
-    found: dict[str, Any] = {"limit": cfg.limit}
+    found: dict[str, Any] = {"limit": cfg.limit or "all"}
     for section in COMPARED:
         found |= _leaves(section, OmegaConf.to_container(cfg[section], resolve=True))
     return {
         key: value
         for key, value in found.items()
-        if not re.match(r"benchmark\.(\w+)\.(source|stops)", key)
-        and (not key.startswith("benchmark.") or key.split(".")[1] in shown)
+        if not IRRELEVANT.match(key) and (not key.startswith("benchmark.") or key.split(".")[1] in shown)
     }
 
 

@@ -27,7 +27,7 @@ def test_quantization_state_is_that_of_qlora() -> None:
 
 
 def test_training_memory_of_llama2_7b() -> None:
-    """4 bits of 6.476e9 weights, 0.127 bits of state, float32 embeddings, head and norms, 16 bytes per adapter weight."""
+    """4 bits of 6.476e9 weights, 0.127 bits of state, float32 for the rest, 16 bytes per adapter weight."""
     memory = costs.training_memory(LLAMA7B, LORA2, batch=16, length=512, checkpointing=True, double_quantization=True)
     assert memory.weights == 6_476_005_376 / 2
     assert memory.quantization == pytest.approx(6_476_005_376 * 0.126953125 / 8)
