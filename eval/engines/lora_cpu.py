@@ -49,4 +49,4 @@ def _wrapper_name(cls: type[CpuPlatform]) -> str:
     return f"{__name__}.{GroupedLoRA.__name__}"
 
 
-setattr(CpuPlatform, "get_punica_wrapper", classmethod(_wrapper_name))
+CpuPlatform.get_punica_wrapper = classmethod(_wrapper_name)  # type: ignore[method-assign, assignment]
