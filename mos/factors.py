@@ -50,7 +50,9 @@ def mos_factors(config: MosConfig, state: dict[str, Tensor]) -> Factors:
         raise ValueError(f"The MoS file lacks the pools or scales of {missing[0]}: it is not a whole adapter file.")
     factors = {}
     for name, (index_a, index_b) in indices.items():
-        a, b = (assemble(pools[hosts[layer_type(name)]], i) for pools, i in ((pools_a, index_a), (pools_b, index_b)))
+        a, b = (
+            assemble(pools[hosts[layer_type(name)]], i.int()) for pools, i in ((pools_a, index_a), (pools_b, index_b))
+        )
         factors[name] = (a * scales[name][:, None]).to(a.dtype), b.T.contiguous()
     return factors
 

@@ -102,32 +102,32 @@ def assemble(pool: Tensor, index: Tensor) -> Tensor:
     """Concatenate the shards that `index` picks into the vectors of one factor of a block (Sec. 3.4, Eqs. 4 and 5).
 
     pool:  (n, s) shards of one layer type; s = h / l for A, o / l for B
-    index: (r, l) integers in [0, n); row j lists the shards of vector j, left to right
+    index: (r, l), int32 or int64 in [0, n); row j lists the shards of vector j, left to right
     returns (r, s * l): the rows of A, or the columns of B
     """
-    rows = pool.index_select(0, index.flatten().long())  # (r*l, s)
+    rows = pool.index_select(0, index.flatten())  # (r*l, s)
     return rows.view(index.shape[0], -1)  # (r, l*s)
 
 
 def scatter(grad: Tensor, index: Tensor, size: int) -> Tensor:
     """The gradient of the pool (n, s) from that of the assembled factor (r, s * l): the transpose of `assemble`."""
     rows = grad.reshape(index.numel(), -1)  # (r, l*s) -> (r*l, s)
-    return rows.new_zeros(size, rows.shape[1]).index_add_(0, index.flatten().long(), rows)
+    return rows.new_zeros(size, rows.shape[1]).index_add_(0, index.flatten().long(), rows)  # int32 is slow here
 
 
 def low_rank(x: Tensor, a: Tensor, b: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """One block's update of tokens x (..., h), scaled per vector pair (Eq. 1), and x A^T.
+    """One block's update of tokens x (..., h), scaled per vector pair (Eq. 1), and x A^T diag(scale).
 
     a: (r, h); b: (r, o), the columns of B; scale: (r,); returns (..., o) and (..., r)
     """
-    hidden = F.linear(x, a)  # (..., h) (h, r) -> (..., r)
-    return (hidden * scale) @ b, hidden  # (..., r) (r, o) -> (..., o)
+    hidden = F.linear(x, a) * scale  # (..., h) (h, r) -> (..., r)
+    return hidden @ b, hidden  # (..., r) (r, o) -> (..., o)
 
 
 class LowRankUpdate(torch.autograd.Function):
     """x A^T diag(scale) B^T with the factors assembled from pools, in forward and once more in backward.
 
-    Neither factor is kept for backward: only the pools, which all blocks share, and x A^T.
+    Neither factor is kept for backward: only the pools, which all blocks share, and the tokens in rank space.
     """
 
     @staticmethod
@@ -152,8 +152,7 @@ class LowRankUpdate(torch.autograd.Function):
         x, hidden, pool_a, pool_b, index, scale = ctx.saved_tensors
         grad_x = grad_a = grad_b = None
         if ctx.needs_input_grad[2]:
-            grad_b = (hidden * scale).T @ grad  # (r, t) (t, o) -> (r, o)
-            grad_b = scatter(grad_b.to(pool_b.dtype), index[1], len(pool_b))
+            grad_b = scatter((hidden.T @ grad).to(pool_b.dtype), index[1], len(pool_b))  # (r, t) (t, o) -> (r, o)
         grad_hidden = (grad @ assemble(pool_b, index[1]).to(grad.dtype).T) * scale  # (t, o) (o, r) -> (t, r)
         if ctx.needs_input_grad[1]:
             grad_a = scatter((grad_hidden.T @ x).to(pool_a.dtype), index[0], len(pool_a))  # (r, t) (t, h) -> (r, h)

@@ -90,7 +90,7 @@ def test_initial_bound_is_that_of_lora(h):
 
 def test_assemble_by_hand():
     pool = torch.tensor([[1, 2], [3, 4], [5, 6]])
-    index = torch.tensor([[2, 0], [1, 1]], dtype=torch.int16)
+    index = torch.tensor([[2, 0], [1, 1]], dtype=torch.int32)
     assert assemble(pool, index).tolist() == [[5, 6, 1, 2], [3, 4, 3, 4]]
 
 
@@ -102,7 +102,7 @@ def test_assemble_and_its_transpose_agree_with_the_loops(case, width, seed):
     generator = torch.Generator().manual_seed(seed)
     pool = torch.randn(layout.size, width, generator=generator, dtype=torch.float64, requires_grad=True)
     shape = (layout.r, layout.shards_per_vector)
-    index = torch.randint(layout.size, shape, generator=generator).to(torch.int16)
+    index = torch.randint(layout.size, shape, generator=generator).int()
     expected = factor(pool, index)
     assert torch.equal(assemble(pool, index), expected)
     grad = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
@@ -119,7 +119,7 @@ def test_update_and_its_gradients(needed):
         name: torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_(flag)
         for (name, shape), flag in zip(shapes.items(), needed, strict=True)
     }
-    index = torch.randint(20, (2, 3, 4), generator=generator).to(torch.int16)
+    index = torch.randint(20, (2, 3, 4), generator=generator).int()
     scale = torch.randn(3, generator=generator, dtype=torch.float64)
     x, a, b = tensors.values()
     actual = LowRankUpdate.apply(x, a, b, index, scale)
@@ -141,7 +141,7 @@ def test_neither_factor_is_kept_for_backward():
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         LowRankUpdate.apply(x, *pools, index, torch.ones(8))
     new = [t for t in kept if all(t.data_ptr() != source.data_ptr() for source in (x, *pools, index))]
-    assert sorted(t.shape for t in new) == [(2, 8), (8,)]  # x A^T and the scales
+    assert sorted(t.shape for t in new) == [(2, 8), (8,)]  # the tokens in rank space and the scales
 
 
 @pytest.mark.parametrize(
