@@ -29,6 +29,7 @@ from transformers import (
     set_seed,
 )
 from transformers.trainer_pt_utils import get_length_grouped_indices
+from transformers.trainer_utils import SchedulerType
 
 from data_prep.chat import IGNORED
 from data_prep.prepare import Prepared, prepare
@@ -110,6 +111,9 @@ class Settings:
             )
         if not 0 <= self.warmup_ratio < 1:
             raise ValueError(f"trainer.warmup_ratio={self.warmup_ratio} must be at least 0 and below 1.")
+        if self.adapter_dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"trainer.adapter_dtype='{self.adapter_dtype}' is not supported; use float32 or bfloat16.")
+        SchedulerType(self.scheduler)  # its error lists the known ones
         compute_dtype(trainer)
 
 

@@ -199,6 +199,8 @@ def test_a_loss_that_is_not_finite_stops_with_a_sentence(tiny):
         (["trainer.micro_batch_size=3"], "batch_size=4 is not a multiple of trainer.micro_batch_size=3"),
         (["trainer.warmup_ratio=1.5"], "warmup_ratio=1.5"),
         (["trainer.compute_dtype=float16"], "compute_dtype='float16' is not supported"),
+        (["trainer.adapter_dtype=int8"], "adapter_dtype='int8' is not supported"),
+        (["trainer.scheduler=stairs"], "stairs"),
         (["trainer.validation_size=1000"], "validation_size=1000"),
         (["trainer.batch_size=many"], "many"),
         (["dataset.source.messages=nowhere.jsonl"], "nowhere.jsonl"),
