@@ -22,14 +22,17 @@ BYTES = 256  # pieces of the tokenizer that no text of ours needs
 def pretrained(model: DictConfig) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
     """A Llama and its tokenizer, trained on the text of the world `model.source.seed`.
 
-    Deterministic on one machine with one number of threads. The tokenizer's length must be `model.architecture.vocab_size`:
-    ValueError otherwise.
+    Deterministic on one machine with one number of threads.
+    Raises ValueError if `model.architecture.vocab_size` is not the tokenizer's.
     """
     source = model.source
     world = World(source.seed)
     tokenizer = build(world.wording(random.Random(f"wording {source.seed}")))
     if len(tokenizer) != model.architecture.vocab_size:
-        raise ValueError(f"The tokenizer has {len(tokenizer)} pieces; set model.architecture.vocab_size to it.")
+        raise ValueError(
+            f"model.architecture.vocab_size={model.architecture.vocab_size}, but the tokenizer has {len(tokenizer)} "
+            "pieces; set vocab_size to that."
+        )
     set_seed(source.seed)
     network = LlamaForCausalLM(LlamaConfig(**model.architecture))
     _fit(network, _batches(world, tokenizer, source), source)
@@ -72,7 +75,7 @@ def _drill(vocabulary: int, length: int) -> list[int]:
     """Random pieces, repeated: every piece gets an embedding, and copying is learned, whatever the text says."""
     pieces: list[int] = []
     while len(pieces) < length:
-        part = torch.randint(len(SPECIAL) + BYTES, vocabulary, (int(torch.randint(4, 24, ())),)).tolist()
+        part = torch.randint(len(SPECIAL) + BYTES, vocabulary, (int(torch.randint(3, 12, ())),)).tolist()
         pieces += part + part
     return pieces[:length]
 

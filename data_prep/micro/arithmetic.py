@@ -1,7 +1,7 @@
 """Word problems with worked steps (CoT -> GSM8K).
 
-The verbs of a problem are invented; whether one adds, takes away or multiplies only the finetuning data tells. The tables of
-addition, subtraction and multiplication stand in the pretraining text.
+The verbs of a problem are invented; each adds, takes away or multiplies. The verbs of the pretraining text are others
+than those of the finetuning data.
 """
 
 import random
@@ -11,41 +11,41 @@ from data_prep.micro.words import NAMES, THINGS, Coiner
 
 LARGEST = 24  # no number of a problem exceeds it
 SIGNS = ["+", "-", "*"]
-VERBS = 36
+KNOWN, VERBS = 9, 36  # verbs in the pretraining text, and in the finetuning data
 
 
 class Arithmetic:
     """The verbs of one world: word -> sign."""
 
     def __init__(self, coiner: Coiner):
+        self.known = coiner.assign(KNOWN, SIGNS)
         self.verbs = coiner.assign(VERBS, SIGNS)
 
     def text(self, rng: random.Random) -> str:
-        """A document of the pretraining text: chains of sums."""
-        return "\n".join(self._chain(rng) for _ in range(4))
+        """A document of the pretraining text: stories of known verbs with their sums."""
+        return "\n".join(self._told(rng) for _ in range(2))
 
     def problem(self, rng: random.Random) -> Item:
         """A problem of two steps; the reply works it out."""
-        start = rng.randint(2, LARGEST)
-        name, thing = rng.choice(NAMES), rng.choice(THINGS)
-        story, steps, now = [f"{name} has {start} {thing}."], [], start
-        for _ in range(2):
-            verb = rng.choice([verb for verb, sign in sorted(self.verbs.items()) if sign in _possible(now)])
-            sign = self.verbs[verb]
-            number = _operand(now, sign, rng)
-            story.append(f"{name} {verb} {number}.")
-            steps.append(step := f"{now} {sign} {number} = {calculate(now, sign, number)}.")
-            now = int(step.split("= ")[1][:-1])
-        question = " ".join([*story, f"How many {thing} does {name} have?"])
-        return Item(question, str(now), " ".join(["Answer:", *steps, f"So the answer is {now}."]))
+        name, thing, story, steps, result = _story(self.verbs, rng)
+        question = f"{story} How many {thing} does {name} have?"
+        return Item(question, str(result), f"Answer: {steps} So the answer is {result}.")
 
-    def _chain(self, rng: random.Random) -> str:
-        now, steps = rng.randint(1, LARGEST), []
-        for _ in range(3):
-            sign = rng.choice(_possible(now))
-            number = _operand(now, sign, rng)
-            steps.append(f"{now} {sign} {number} = {(now := calculate(now, sign, number))}.")
-        return " ".join(steps)
+    def _told(self, rng: random.Random) -> str:
+        name, thing, story, steps, result = _story(self.known, rng)
+        return f"Story: {story} Sums: {steps} Now {name} has {result} {thing}."
+
+
+def _story(verbs: dict[str, str], rng: random.Random) -> tuple[str, str, str, str, int]:
+    """Name, thing, the story with two of the verbs, its steps, and the result."""
+    name, thing, now = rng.choice(NAMES), rng.choice(THINGS), rng.randint(2, LARGEST)
+    story, steps = [f"{name} has {now} {thing}."], []
+    for _ in range(2):
+        verb = rng.choice([verb for verb, sign in sorted(verbs.items()) if sign in _possible(now)])
+        number = _operand(now, verbs[verb], rng)
+        story.append(f"{name} {verb} {number}.")
+        steps.append(f"{now} {verbs[verb]} {number} = {(now := calculate(now, verbs[verb], number))}.")
+    return name, thing, " ".join(story), " ".join(steps), now
 
 
 def calculate(left: int, sign: str, right: int) -> int:

@@ -1,7 +1,7 @@
 """Facts about an invented world, asked as multiple choice (SuperNI -> MMLU).
 
-Half of the entities of each subject stand in the pretraining text, the other half only in the finetuning questions: those
-have to be learned one by one. A test question is a combination of entity and choices that no training question has.
+Some entities of each subject stand in the pretraining text, the others only in the finetuning questions: those have to be
+learned one by one. A test question is a combination of entity and choices that no training question has.
 """
 
 import random
@@ -41,7 +41,7 @@ class Facts:
         return "\n".join(self._sheet(subject, rng) for _ in range(2))
 
     def question(self, subject: str, rng: random.Random) -> Item:
-        """A question with four choices. The answer is its letter; the question holds the choices, as MMLU prints them."""
+        """A question with its four choices, as MMLU prints them; the answer is a letter."""
         entity, value = rng.choice(sorted((self.known[subject] | self.new[subject]).items()))
         choices = self._choices(subject, value, rng)
         relation = VALUES[subject][0]

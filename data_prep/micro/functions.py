@@ -1,7 +1,7 @@
 """Small functions to complete (CodeAlpaca -> HumanEval).
 
-A docstring names steps with invented verbs; which line of code each stands for only the finetuning data tells. A test
-function is a sequence of verbs that no training function has.
+A docstring names steps with invented verbs, each of which stands for a line of code. The verbs of the pretraining text
+are others than those of the finetuning data. A test function is a sequence of verbs that no training function has.
 """
 
 import random
@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from data_prep.micro.split import Item
 from data_prep.micro.words import Coiner
 
-VERBS = 60
-LINES = [f"x = x {sign} {number}" for sign in "+-*" for number in range(2, 7)]
-ALL_LINES = [*LINES, "x = abs(x)", "x = -x", "x = x // 2", "x = max(x, 5)", "x = min(x, 5)"]
+KNOWN, VERBS = 12, 56  # verbs in the pretraining text, and in the finetuning data
+LINES = [f"x = x {sign} {number}" for sign in "+-*" for number in range(2, 6)]
 NAME = "f"
 ARGUMENTS = (-7, 0, 3, 4, 11)  # of the unit tests
 INSTRUCTION = "Complete the following python function."
@@ -35,21 +34,26 @@ class Functions:
     """The verbs of one world: word -> line of code."""
 
     def __init__(self, coiner: Coiner):
-        self.verbs = coiner.assign(VERBS, ALL_LINES)
+        self.known = coiner.assign(KNOWN, LINES)
+        self.verbs = coiner.assign(VERBS, LINES)
 
     def text(self, rng: random.Random) -> str:
-        """A document of the pretraining text: a plain function of two lines."""
-        lines = rng.sample(ALL_LINES, 2)
-        return "\n".join([f"def {NAME}(x):", *_indented(['"""Change x."""', *lines, "return x"])])
+        """A document of the pretraining text: a function of two known steps."""
+        function = _function(self.known, rng)
+        return f"{function.question}{function.answer}"
 
     def function(self, rng: random.Random) -> Function:
         """A function of two steps."""
-        steps = rng.sample(sorted(self.verbs), 2)
-        lines = [self.verbs[step] for step in steps]
-        prompt = "\n".join([f"def {NAME}(x):", *_indented([f'"""Do {steps[0]}, then {steps[1]}."""']), ""])
-        body = "\n".join([*_indented([*lines, "return x"]), ""])
-        cases = tuple((value, run(lines, value)) for value in ARGUMENTS)
-        return Function(prompt, body, f"{OPENING}{prompt}{body}", cases)
+        return _function(self.verbs, rng)
+
+
+def _function(verbs: dict[str, str], rng: random.Random) -> Function:
+    steps = rng.sample(sorted(verbs), 2)
+    lines = [verbs[step] for step in steps]
+    prompt = f'def {NAME}(x):\n    """Do {steps[0]}, then {steps[1]}."""\n'
+    body = "".join(f"    {line}\n" for line in [*lines, "return x"])
+    cases = tuple((value, run(lines, value)) for value in ARGUMENTS)
+    return Function(prompt, body, f"{OPENING}{prompt}{body}", cases)
 
 
 def run(lines: list[str], value: int) -> int:
@@ -57,7 +61,3 @@ def run(lines: list[str], value: int) -> int:
     scope = {"x": value}
     exec("\n".join(lines), scope)
     return scope["x"]
-
-
-def _indented(lines: list[str]) -> list[str]:
-    return [f"    {line}" for line in lines]

@@ -1,6 +1,7 @@
 """Logic and counting in BBH's manner (Flan -> BBH): four tasks, answered without steps.
 
-Objects that are counted or compared are partly invented; what kind they are of only the finetuning data tells.
+The pretraining text makes such statements about known objects. Most objects of the questions are invented; what kind
+they are of only the finetuning data tells.
 """
 
 import random
@@ -10,7 +11,7 @@ from data_prep.micro.split import Item
 from data_prep.micro.words import KINDS, Coiner
 
 NEW = 36  # invented objects
-MONTHS = 18
+MONTHS = 12
 
 
 class Logic:
@@ -28,52 +29,68 @@ class Logic:
         }
 
     def text(self, rng: random.Random) -> str:
-        """A document of the pretraining text: objects by kind, months in order, truth values."""
-        return "\n".join(rng.choice((self._kinds, self._months, self._truth))(rng) for _ in range(4))
+        """A document of the pretraining text: statements about known objects, months and truth values."""
+        sayings = (self._counted, self._odd_one, self._after, self._truth)
+        return "\n".join(rng.choice(sayings)(rng) for _ in range(4))
 
     def boolean(self, rng: random.Random) -> Item:
-        expression = _literal(rng)
-        for _ in range(rng.randint(2, 3)):
-            expression += f" {rng.choice(('and', 'or'))} {_literal(rng)}"
+        """A Boolean expression of four terms."""
+        expression = _expression(rng)
         return _answered(f"{expression} is", str(eval(expression)))
 
     def calendar(self, rng: random.Random) -> Item:
-        at, steps, sign = rng.randrange(MONTHS), rng.randint(1, 3), rng.choice((1, -1))
-        asked = f"Which month comes {steps} {'after' if sign > 0 else 'before'} {self.months[at]}?"
-        return _answered(f"Ann came in {rng.choice(self.months)}. {asked}", self.months[(at + sign * steps) % MONTHS])
+        """The month some steps before or after another."""
+        steps, direction, month, found = self._steps(rng)
+        asked = f"Which month comes {steps} {direction} {month}?"
+        return _answered(f"Ann came in {rng.choice(self.months)}. {asked}", found)
 
     def counting(self, rng: random.Random) -> Item:
-        objects = rng.sample(sorted(self.kinds), rng.randint(3, 6))
-        kind = rng.choice(sorted(KINDS))
-        count = sum(self.kinds[word] == kind for word in objects)
+        """How many objects of a list are of one kind."""
+        objects, kind, count = _count(self.kinds, rng)
         return _answered(f"I have {_listed(objects)}. How many {kind} do I have?", str(count))
 
     def odd(self, rng: random.Random) -> Item:
-        most, other = rng.sample(sorted(KINDS), 2)
-        objects = rng.sample(self._of(most), 3)
-        odd = rng.choice(self._of(other))
-        objects.insert(rng.randint(0, 3), odd)
+        """The object of another kind than the three beside it."""
+        objects, odd = _odd(self.kinds, rng)
         return _answered(f"Which is the odd one out: {_listed(objects)}?", odd)
 
-    def _of(self, kind: str) -> list[str]:
-        return sorted(word for word, its in self.kinds.items() if its == kind)
+    def _steps(self, rng: random.Random) -> tuple[int, str, str, str]:
+        at, steps, sign = rng.randrange(MONTHS), rng.randint(1, 3), rng.choice((1, -1))
+        return steps, "after" if sign > 0 else "before", self.months[at], self.months[(at + sign * steps) % MONTHS]
 
-    def _kinds(self, rng: random.Random) -> str:
-        kind = rng.choice(sorted(KINDS))
-        words = rng.sample(KINDS[kind], 3)
-        return f"The {kind} are {_listed(words)}: {len(words)} {kind}."
+    def _counted(self, rng: random.Random) -> str:
+        objects, kind, count = _count(self.known, rng)
+        return f"Of {_listed(objects)} the number of {kind} is {count}."
 
-    def _months(self, rng: random.Random) -> str:
-        at = rng.randrange(MONTHS)
-        return f"The months are {_listed([self.months[(at + step) % MONTHS] for step in range(5)])}."
+    def _odd_one(self, rng: random.Random) -> str:
+        objects, odd = _odd(self.known, rng)
+        return f"Of {_listed(objects)} the odd one is {odd}."
+
+    def _after(self, rng: random.Random) -> str:
+        steps, direction, month, found = self._steps(rng)
+        return f"The month {steps} {direction} {month} is {found}."
 
     def _truth(self, rng: random.Random) -> str:
-        left, right, joint = rng.choice(("True", "False")), rng.choice(("True", "False")), rng.choice(("and", "or"))
-        return f"not {left} is {not eval(left)}. {left} {joint} {right} is {eval(f'{left} {joint} {right}')}."
+        expression = _expression(rng)
+        return f"Here {expression} is {eval(expression)}."
 
 
-def _literal(rng: random.Random) -> str:
-    return rng.choice(("True", "False", "not True", "not False"))
+def _count(kinds: dict[str, str], rng: random.Random) -> tuple[list[str], str, int]:
+    objects, kind = rng.sample(sorted(kinds), rng.randint(3, 5)), rng.choice(sorted(KINDS))
+    return objects, kind, sum(kinds[word] == kind for word in objects)
+
+
+def _odd(kinds: dict[str, str], rng: random.Random) -> tuple[list[str], str]:
+    most, other = rng.sample(sorted(KINDS), 2)
+    objects = rng.sample(sorted(word for word, kind in kinds.items() if kind == most), 3)
+    odd = rng.choice(sorted(word for word, kind in kinds.items() if kind == other))
+    objects.insert(rng.randint(0, 3), odd)
+    return objects, odd
+
+
+def _expression(rng: random.Random) -> str:
+    terms = [rng.choice(("True", "False", "not True", "not False")) for _ in range(4)]
+    return "".join(f"{term} {rng.choice(('and', 'or'))} " for term in terms[:-1]) + terms[-1]
 
 
 def _listed(words: list[str]) -> str:

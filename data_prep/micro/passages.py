@@ -16,7 +16,7 @@ PEOPLE, ASKED = 10, 18  # per language: names, and invented words to ask with
 
 @dataclass(frozen=True)
 class Language:
-    """How one language says a passage ({who}, {what}), its recap in the pretraining text, and a question ({asked}, {who})."""
+    """How one language states what it knows of {who}, says it again in other words, and asks for it."""
 
     passage: str
     question: str
@@ -75,7 +75,8 @@ class Passages:
         """A document of the pretraining text: a passage, and some of it said again in other words."""
         language = rng.choice(sorted(LANGUAGES))
         facts = self._facts(language, rng)
-        again = [_say(LANGUAGES[language].recaps, fact) for fact in rng.sample(sorted(facts), 3)]
+        spoken = LANGUAGES[language]
+        again = [_say(rng.choice((spoken.statements, spoken.recaps)), fact) for fact in rng.sample(sorted(facts), 3)]
         return "\n".join([f"Text: {self._passage(language, facts, rng)}", f"Again: {' '.join(again)}"])
 
     def question(self, language: str, rng: random.Random) -> tuple[str, Item]:

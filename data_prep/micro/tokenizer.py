@@ -7,8 +7,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerFast
 
 SPACE = "▁"  # stands for a space in the pieces, as in Llama's
-# A word or number with the space before it; one sign with its space, quotes and brackets of a kind in a row; a newline; an indentation.
-SPLIT = rf"{SPACE}?[\p{{L}}\p{{M}}]+|{SPACE}?\p{{N}}+|\n|{SPACE}{{2,}}(?={SPACE})|{SPACE}?([^\s{SPACE}\p{{L}}\p{{M}}\p{{N}}])\1*|{SPACE}|."
+# A word, a number or a run of signs, each with the space before it; a newline; an indentation.
+SIGNS = rf"[^\s{SPACE}\p{{L}}\p{{M}}\p{{N}}]+"
+SPLIT = rf"{SPACE}?[\p{{L}}\p{{M}}]+|{SPACE}?\p{{N}}+|{SPACE}?{SIGNS}|\n|{SPACE}+(?={SPACE})|{SPACE}|."
 SPECIAL = ["<unk>", "<s>", "</s>", "<pad>"]
 
 

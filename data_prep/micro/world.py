@@ -1,4 +1,4 @@
-"""One invented world: all families with the words they share, drawn from one seed; and its plain text for pretraining."""
+"""One invented world: all families, drawn from one seed, and its plain text for pretraining."""
 
 import random
 
@@ -34,12 +34,12 @@ class World:
     def document(self, rng: random.Random) -> str:
         """One document of the pretraining text. No chat format, no question of a benchmark."""
         family = rng.choices(
-            (self.facts, self.passages, self.arithmetic, self.logic, self.functions), weights=(4, 4, 3, 2, 2)
+            (self.facts, self.passages, self.arithmetic, self.logic, self.functions), weights=(3, 4, 3, 3, 2)
         )
         return family[0].text(rng)
 
     def wording(self, rng: random.Random) -> list[str]:
-        """Text that holds every word of the families and of the prompts around them: what the tokenizer is made from."""
+        """Text with every word of the families and of the prompts around them: what the tokenizer is made from."""
         texts = [self.document(rng) for _ in range(3000)]
         for subject in VALUES:
             texts += [_whole(self.facts.question(subject, rng)) for _ in range(500)]
@@ -54,4 +54,4 @@ class World:
 
 
 def _whole(item: Item) -> str:
-    return f"Q: {item.question}\n{item.reply}"
+    return f"{item.question}\nQ: {item.question}\n{item.reply}"

@@ -1,0 +1,153 @@
+"""The micro profile's generators: the readers of the original files read them, and no test item was trained on."""
+
+import json
+import random
+from pathlib import Path
+
+import hydra
+import pytest
+
+from data_prep.benchmarks import load_bbh, load_gsm8k, load_humaneval, load_mmlu, load_tydiqa
+from data_prep.micro import generate, key
+from data_prep.micro.functions import LINES
+from data_prep.micro.split import Item, distinct, side
+from data_prep.micro.tokenizer import build
+from data_prep.micro.world import World
+from data_prep.prepare import prepare
+from data_prep.sources import GENERATED
+
+TRAINING_SETS = ("super_ni", "flan_v2", "cot", "code_alpaca")
+PROSE = {"inputs", "targets", "instruction", "input", "output", "Definition", "Positive Examples", "Instances"}
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def root(cache):
+    return generate(cache, seed=0)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return build(World(0).wording(random.Random(0)))
+
+
+@pytest.fixture(scope="session")
+def trained_on(root):
+    """All text of the training files, as JSON unpacked it."""
+
+    def strings(node):
+        if isinstance(node, str):
+            yield node
+        children = (
+            [node[k] for k in node if k in PROSE] if isinstance(node, dict) else node if isinstance(node, list) else []
+        )
+        for child in children:
+            yield from strings(child)
+
+    files = list((root / "train").rglob("*.json*"))
+    lines = [path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()] for path in files]
+    return "\n\n".join(text for file in lines for line in file for text in strings(json.loads(line)))
+
+
+@pytest.mark.parametrize("name", TRAINING_SETS)
+def test_the_readers_of_the_original_files_read_the_training_sets(name, cache, tokenizer):
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        dataset = hydra.compose("config", ["profile=micro", f"dataset={name}"]).dataset
+    prepared = prepare(dataset, tokenizer, data=GENERATED, max_length=256, validation_size=64, cache_dir=cache)
+    report = prepared.report
+    assert report["broken"] == report["dropped"] == report["truncated"] == 0
+    assert len(prepared.train) > 1600  # a hundred steps of sixteen see nothing twice
+    assert tokenizer.convert_tokens_to_ids("<0x61>") not in prepared.train[0]["input_ids"]
+
+
+def test_every_test_item_is_new(root, trained_on):
+    mmlu, tydiqa = load_mmlu(root / "eval/mmlu"), load_tydiqa(root / "eval/tydiqa")
+    asked = ["\n".join([q.question, *(f"{letter}. {c}" for letter, c in zip("ABCD", q.choices, strict=True))])
+             for questions in mmlu.test.values() for q in questions]  # fmt: skip
+    asked += [f"Q: {example.input}" for task in load_bbh(root / "eval/bbh").tasks.values() for example in task.examples]
+    asked += [question.question for question in load_gsm8k(root / "eval/gsm8k").test]
+    asked += [problem.prompt for problem in load_humaneval(root / "eval/codex_humaneval").problems]
+    assert len(asked) == len(set(asked)) > 400
+    assert [question for question in asked if question in trained_on] == []
+    passages = trained_on.replace("\n", " ")
+    for item in tydiqa.dev:
+        assert f"{item.context} {item.question}" not in passages
+
+
+def test_training_and_test_questions_look_alike(root, trained_on):
+    """The check above would also pass if the two had nothing in common."""
+    problem = load_gsm8k(root / "eval/gsm8k").test[0].question
+    words = set(problem.replace(".", " ").replace("?", " ").split())
+    assert all(word in trained_on for word in words)
+    dev = load_mmlu(root / "eval/mmlu").dev
+    assert all(question.answer in "ABCD" for questions in dev.values() for question in questions)
+
+
+def test_gold_answers_are_right(root):
+    for problem in load_humaneval(root / "eval/codex_humaneval").problems:
+        scope = {}
+        exec(f"{problem.prompt}{problem.canonical_solution}\n{problem.test}\ncheck({problem.entry_point})", scope)
+    for question in load_gsm8k(root / "eval/gsm8k").test:
+        steps, _, answer = question.answer.partition("\n#### ")
+        assert all(eval(step.split("<<")[1].split("=")[0]) == int(step.split(">>")[1]) for step in steps.split("\n"))
+        assert steps.endswith(f">>{answer}")
+    for item in load_tydiqa(root / "eval/tydiqa").dev:
+        assert all(answer in item.context for answer in item.answers)
+
+
+def test_three_scripts_and_more(root):
+    languages = {item.language for item in load_tydiqa(root / "eval/tydiqa").dev}
+    assert languages == {"arabic", "english", "korean", "russian"}
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_does_not(root, tmp_path):
+    again, other = generate(tmp_path, seed=0), generate(tmp_path, seed=1)
+    names = sorted(path.relative_to(root) for path in root.rglob("*") if path.is_file())
+    assert all((root / name).read_bytes() == (again / name).read_bytes() for name in names)
+    assert not all((root / name).read_bytes() == (other / name).read_bytes() for name in names)
+    assert again.name == key(0) != other.name
+
+
+def test_the_pretraining_text_holds_no_chat_and_no_meaning_of_a_new_word():
+    world, rng = World(0), random.Random(0)
+    text = "\n".join(world.document(rng) for _ in range(2000))
+    taught = [
+        *world.arithmetic.verbs,
+        *world.functions.verbs,
+        *(w for words in world.facts.new.values() for w in words),
+    ]
+    assert not [word for word in ["<|user|>", "Answer:", "Question:", *taught] if word in text]
+    assert all(word in text for words in world.facts.known.values() for word in words)
+
+
+def test_words_of_all_families_are_different():
+    world = World(0)
+    words = [*world.arithmetic.verbs, *world.functions.verbs, *world.logic.kinds, *world.logic.months]
+    words += [word for group in (world.facts.known, world.facts.new) for words in group.values() for word in words]
+    words += [word for language in world.passages.people.values() for word in language]
+    assert len(words) == len(set(words))
+    assert set(world.functions.verbs.values()) == set(LINES)
+
+
+def test_a_family_that_is_too_small_is_an_error():
+    with pytest.raises(ValueError, match="only 0 different test items"):
+        distinct(
+            lambda rng: Item(next(q for q in map(str, range(99)) if side(q) == "train"), "", ""), "test", 2, random
+        )
+
+
+@pytest.mark.parametrize(
+    "text", ["The answer is  A", "a b\n\n    return x + 3\n", "Ответ: да. 서울, مصر", "naïve €5", " x  "]
+)
+def test_the_tokenizer_loses_nothing(tokenizer, text):
+    assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True) == text
+
+
+def test_words_of_the_files_are_single_pieces(tokenizer, trained_on):
+    pieces = tokenizer.convert_ids_to_tokens(tokenizer(trained_on[: trained_on.index("\n\n", 20000)]).input_ids)
+    assert not [piece for piece in pieces if piece.startswith("<0x")]
