@@ -10,7 +10,9 @@ from torch.distributed.tensor import DTensor
 
 from mos.base import LowRankLayer
 from mos.config import MosConfig
-from mos.shards import LowRankUpdate, PoolLayout, assemble, init_bound, low_rank, sample_indices, stream
+from mos.shards import LowRankUpdate, PoolGradient, PoolLayout, assemble, init_bound, low_rank, sample_indices, stream
+
+FLEETING = ("mos_cache", "mos_stand_ins")
 
 
 class Place(NamedTuple):
@@ -33,6 +35,27 @@ class Assembled(NamedTuple):
     factors: tuple[Tensor, Tensor, Tensor]
 
 
+class StandIns(NamedTuple):
+    """The stand-ins of one forward pass that no block has taken yet; `indices` is filled as they are, from the end."""
+
+    pools: tuple[Tensor, ...]
+    indices: list[Tensor | None]
+    pairs: list[tuple[Tensor, Tensor]]
+
+    @classmethod
+    def of(cls, pools: tuple[Tensor, ...], rank: int, index: Tensor, blocks: int) -> "StandIns":
+        indices: list[Tensor | None] = [None] * blocks
+        made = PoolGradient.apply(*pools, rank, index.shape[2], indices)
+        return cls(pools, indices, list(zip(made[0::2], made[1::2], strict=True)))
+
+    def serve(self, pools: tuple[Tensor, ...]) -> bool:
+        """Whether one is left, and its gradient will reach these pools."""
+        return bool(self.pairs) and all(
+            own is pool and stand_in.dtype == pool.dtype and stand_in.requires_grad == pool.requires_grad
+            for own, pool, stand_in in zip(self.pools, pools, self.pairs[-1], strict=True)
+        )
+
+
 class MosLayer(LowRankLayer):
     """A linear layer of block k that adds alpha / r * B^k A^k, both assembled from the pools of its type (Eq. 5).
 
@@ -41,7 +64,7 @@ class MosLayer(LowRankLayer):
     """
 
     adapter_layer_names = ("mos_A", "mos_B")
-    other_param_names = (*LowRankLayer.other_param_names, "mos_index", "mos_scale", "mos_host", "mos_cache")
+    other_param_names = (*LowRankLayer.other_param_names, "mos_index", "mos_scale", "blocks", *FLEETING, "mos_host")
 
     def __init__(self, base_layer: nn.Module, **kwargs: Any) -> None:
         super().__init__(base_layer, **kwargs)
@@ -50,12 +73,15 @@ class MosLayer(LowRankLayer):
         self.mos_index = BufferDict(persistent=True)  # (2, r, l): of A and of B
         self.mos_scale = BufferDict(persistent=True)  # (r,): ones, or the random scales
         self.mos_host: dict[str, MosLayer] = {}
+        self.blocks: dict[str, int] = {}
         self.mos_cache: dict[str, Assembled] = {}
+        self.mos_stand_ins: dict[str, StandIns] = {}  # on the host only
 
     def rank(self, config: MosConfig, shared: Place) -> int:
         return shared.layout.rank
 
     def create(self, adapter: str, config: MosConfig, shared: Place) -> None:
+        self.blocks[adapter] = shared.layout.blocks
         self.mos_index[adapter] = self._draw_indices(config, shared)
         self.mos_scale[adapter] = self._draw_scales(config, shared)
         if shared.host == shared.name:
@@ -119,10 +145,32 @@ class MosLayer(LowRankLayer):
         if not self.training and not (torch.is_grad_enabled() and pool_a.requires_grad):
             return low_rank(x, *self._assembled(adapter, x.dtype, pool_a, pool_b))[0]
         self.mos_cache.pop(adapter, None)
-        tokens = self.dropout[adapter](x).flatten(0, -2)  # (..., h) -> (t, h)
-        scale, refusal = self._scale(adapter, x.dtype), self.refusal()
-        y = LowRankUpdate.apply(tokens, pool_a, pool_b, self.mos_index[adapter], scale, refusal)
+        x = self.dropout[adapter](x)
+        index, scale = self.mos_index[adapter], self._scale(adapter, x.dtype)
+        if torch.compiler.is_compiling():  # which finds its own way to save memory
+            return low_rank(x, assemble(pool_a, index[0]).to(dtype), assemble(pool_b, index[1]).to(dtype), scale)[0]
+        stand_ins = self._stand_ins(adapter, pool_a, pool_b)
+        tokens, pools = x.flatten(0, -2), (pool_a.detach(), pool_b.detach())  # (..., h) -> (t, h)
+        y = LowRankUpdate.apply(tokens, *stand_ins, pools, index, scale, self.refusal())
         return cast(Tensor, y).view(*x.shape[:-1], self.out_features)  # (t, o) -> (..., o)
+
+    def _stand_ins(self, adapter: str, *pools: Tensor) -> tuple[Tensor, Tensor]:
+        """What receives the gradients of this block's factors.
+
+        The host, which runs first, makes them for all blocks of a forward pass. A block that finds none left, or some
+        of other pools, makes its own, as in the recomputations of checkpointing. Those of an earlier pass are as right,
+        since they have no content.
+        """
+        host = self.mos_host[adapter]
+        if host is self and torch.is_grad_enabled():
+            self.mos_stand_ins[adapter] = StandIns.of(
+                pools, self.r[adapter], self.mos_index[adapter], self.blocks[adapter]
+            )
+        left = host.mos_stand_ins.get(adapter)
+        if left is None or not left.serve(pools):
+            left = StandIns.of(pools, self.r[adapter], self.mos_index[adapter], 1)
+        left.indices[len(left.pairs) - 1] = self.mos_index[adapter]
+        return left.pairs.pop()
 
     def _scale(self, adapter: str, dtype: torch.dtype) -> Tensor:
         """alpha / r times the scale of each vector pair; returns (r,)."""
@@ -160,5 +208,5 @@ class MosLayer(LowRankLayer):
             raise ValueError(f"NaNs detected in the merged weights. The adapter {adapter} seems to be broken")
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is copied and pickled: all but the cache."""
-        return self.__dict__ | {"mos_cache": {}}
+        """What is copied and pickled: not what a forward pass leaves behind."""
+        return self.__dict__ | {name: {} for name in FLEETING}

@@ -6,6 +6,7 @@ from reference import check_indices, delta, factor, lora_bound
 
 from mos.shards import (
     LowRankUpdate,
+    PoolGradient,
     PoolLayout,
     assemble,
     compact,
@@ -107,7 +108,14 @@ def test_assemble_and_its_transpose_agree_with_the_loops(case, width, seed):
     assert torch.equal(assemble(pool, index), expected)
     grad = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
     expected.backward(grad)
-    torch.testing.assert_close(scatter(grad, index, layout.size), pool.grad)
+    torch.testing.assert_close(scatter([grad, None], [index, index], pool.shape), pool.grad)
+    assert scatter([None], [index], pool.shape) is None
+
+
+def update(x, a, b, index, scale):
+    stand_ins = PoolGradient.apply(a, b, index.shape[1], index.shape[2], [index])
+    assert all(t.untyped_storage().nbytes() <= 8 for t in stand_ins)
+    return LowRankUpdate.apply(x, *stand_ins, (a.detach(), b.detach()), index, scale, None)
 
 
 @pytest.mark.parametrize("needed", [(True, True, True), (False, True, True), (True, False, False), (True, False, True)])
@@ -122,7 +130,7 @@ def test_update_and_its_gradients(needed):
     index = torch.randint(20, (2, 3, 4), generator=generator).int()
     scale = torch.randn(3, generator=generator, dtype=torch.float64)
     x, a, b = tensors.values()
-    actual = LowRankUpdate.apply(x, a, b, index, scale)
+    actual = update(x, a, b, index, scale)
     expected = x @ delta(a, b, *index, scales=scale, alpha=3).T
     torch.testing.assert_close(actual, expected)
     torch.testing.assert_close(low_rank(x, assemble(a, index[0]), assemble(b, index[1]), scale)[0], expected)
@@ -139,7 +147,7 @@ def test_neither_factor_is_kept_for_backward():
     pools = torch.randn(64, 64, requires_grad=True), torch.randn(64, 32, requires_grad=True)
     x, index = torch.randn(2, 256, requires_grad=True), torch.arange(64).view(2, 8, 4)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        LowRankUpdate.apply(x, *pools, index, torch.ones(8))
+        update(x, *pools, index, torch.ones(8))
     new = [t for t in kept if all(t.data_ptr() != source.data_ptr() for source in (x, *pools, index))]
     assert sorted(t.shape for t in new) == [(2, 8), (8,)]  # the tokens in rank space and the scales
 
