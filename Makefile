@@ -43,6 +43,13 @@ lr-search:  ## the learning rates of Appendix A at LoRA rank 8, ranked by valida
 mos-search:  ## r, l and p of MoS, ranked by validation loss
 	$(PY) -m scripts.search search=mos $(SETTINGS)
 
+.PHONY: bench
+bench:  ## time and memory of a MoS step against LoRA's, as a ratio
+	$(PY) -m scripts.bench
+.PHONY: bench-eval
+bench-eval:  ## items per second against lm-evaluation-harness, adapters against merged checkpoints (needs a network once)
+	$(PY) -m scripts.bench_eval profile=smol $(if $(DATA),'data=$(DATA)') $(if $(LIMIT),limit=$(LIMIT)) $(OVERRIDES)
+
 .PHONY: clean
 clean:  ## remove caches of tools and Python; runs, results and prepared data stay
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis site build

@@ -154,7 +154,10 @@ def evaluation_flops(model: Architecture, added: Adapter | None, work: Workload)
 
 
 def load_tokenizer(cfg: DictConfig) -> Any:
-    """The model's tokenizer (without its weights), or a stand-in where it cannot be had; None without data."""
+    """The model's tokenizer, or a stand-in where a hub model's is not on this machine; None without data.
+
+    A plan downloads nothing.
+    """
     if cfg.data is None:
         return None
     from scripts import base_model
@@ -163,9 +166,13 @@ def load_tokenizer(cfg: DictConfig) -> Any:
         from transformers import AutoTokenizer
 
         try:
-            return AutoTokenizer.from_pretrained(cfg.model.source.repo, revision=cfg.model.source.revision)
+            return AutoTokenizer.from_pretrained(
+                cfg.model.source.repo, revision=cfg.model.source.revision, local_files_only=True
+            )
         except OSError:
-            log.warning("The tokenizer of %s cannot be fetched; lengths are %s's.", cfg.model.name, STAND_IN_TOKENIZER)
+            log.warning(
+                "The tokenizer of %s is not on this machine; lengths are %s's.", cfg.model.name, STAND_IN_TOKENIZER
+            )
             stand_in = grid.compose([f"model={STAND_IN_TOKENIZER}"]).model
             return base_model.load_tokenizer(stand_in, cfg.cache_dir)
     return base_model.load_tokenizer(cfg.model, cfg.cache_dir)
@@ -302,6 +309,9 @@ def render(cfg: DictConfig, found: Plan) -> str:
         "Assumed shares of the peak rate: "
         + "; ".join(f"{g.name} training {g.training}, prefill {g.prefill}, decode {g.decode}" for g in gpus)
         + ". Answers count at full length and prompts without prefix cache.",
+        "Lengths: "
+        + ("of the data" if cfg.data else "published sizes, every training example as long as allowed")
+        + ".",
         *(f"WARNING: {warning}" for warning in found.warnings),
     ]
     return "\n\n".join(parts)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from omegaconf import DictConfig, OmegaConf
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig
 
 from scripts import grid, runs
 from scripts.errors import entry_point, sentence
@@ -29,7 +30,8 @@ class Point:
 
 def points(cfg: DictConfig, overrides: Sequence[str]) -> list[Point]:
     """Every combination of `search.grid`, the impossible ones with the sentence that says why."""
-    keys, choices = zip(*OmegaConf.to_container(cfg.search.grid).items(), strict=True)  # type: ignore[union-attr]
+    grids = {f"{section}.{key}": values for section, own in cfg.search.grid.items() for key, values in own.items()}
+    keys, choices = zip(*grids.items(), strict=True)
     return [_point(cfg, overrides, dict(zip(keys, values, strict=True))) for values in itertools.product(*choices)]
 
 
@@ -63,7 +65,7 @@ def _impossible(cfg: DictConfig) -> str | None:
 
     try:
         trainable_parameters(cfg)
-    except ValueError as error:
+    except (ValueError, InstantiationException) as error:
         return sentence(error)
     return None
 
