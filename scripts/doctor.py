@@ -1,8 +1,10 @@
-"""Says which engine and device this machine offers: `python -m scripts.doctor`."""
+"""Says which engine, device and sandbox this machine offers: `python -m scripts.doctor`."""
 
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
+
+from eval import sandbox
 
 
 def engine() -> str:
@@ -24,4 +26,4 @@ def device() -> str:
 
 
 if __name__ == "__main__":
-    print(f"engine: {engine()}\ndevice: {device()}")
+    print(f"engine: {engine()}\ndevice: {device()}\nsandbox: {sandbox.protection()}")

@@ -31,6 +31,7 @@ class Settings:
     shots: int = 0
     max_prompt_tokens: int | None = None  # longer prompts lose shots
     max_context_tokens: int | None = None  # longer passages are cut
+    allow_unprotected: bool = False  # run programs even where nothing shuts them in
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ def settings(config: dict[str, Any], variant: str, chat: bool) -> Settings:
         shots=config.get("shots", 0),
         max_prompt_tokens=config.get("max_prompt_tokens"),
         max_context_tokens=config.get("max_context_tokens"),
+        allow_unprotected=config.get("allow_unprotected", False),
     )
 
 

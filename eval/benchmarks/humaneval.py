@@ -34,7 +34,7 @@ def items(raw: HumanEval, tokenizer: object, settings: Settings) -> list[Item]:
             task="humaneval",
             prompt=prompt(row.prompt, row.instruction, settings),
             gold=row.canonical_solution,
-            extra={"problem": asdict(row)},
+            extra={"problem": asdict(row), "allow_unprotected": settings.allow_unprotected},
         )
         for row in raw.problems
     ]
@@ -47,7 +47,8 @@ def parse(output: str, item: Item | None = None) -> str:
 
 def score(item: Item, predictions: Sequence[str]) -> Verdict:
     """100 pass@1 of the completions, each run in the sandbox; the notes say how each run ended."""
-    runs = [check_humaneval(item.extra["problem"], completion) for completion in predictions]
+    problem, unprotected = item.extra["problem"], item.extra.get("allow_unprotected", False)
+    runs = [check_humaneval(problem, completion, allow_unprotected=unprotected) for completion in predictions]
     passed = sum(run.passed for run in runs)
     return Verdict({"humaneval": 100.0 * pass_at_k(len(runs), passed, 1)}, tuple(run.status for run in runs))
 

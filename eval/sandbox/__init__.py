@@ -49,16 +49,25 @@ def check_humaneval(
     """Run `{prompt}{completion}\\n{test}\\ncheck({entry_point})` of one HumanEval row (protocol, section d).
 
     It passes only if it reaches its end; a timer stops it after `timeout_s` seconds, a kill one second later.
-    Raises ValueError for a time that is not positive, PermissionError where nothing can shut the program in and
-    `allow_unprotected` is not set, SandboxError where the sandbox does not start.
+    Raises ValueError for a time that is not positive, PermissionError as `require_protection`, SandboxError where the
+    sandbox does not start.
     """
     if not timeout_s > 0:
         raise ValueError(f"timeout_s={timeout_s} would never stop a program; give a positive number of seconds")
-    active = protection()
-    if active.way == "none" and not allow_unprotected:
-        raise PermissionError(f"{active}; to run a model's programs all the same, pass allow_unprotected=True")
+    active = require_protection(allow_unprotected)
     program = f"{problem['prompt']}{completion}\n{problem['test']}\ncheck({problem['entry_point']})"
     return run(active.way, program, timeout_s)
+
+
+def require_protection(allow_unprotected: bool = False) -> Protection:
+    """The active protection. Raises PermissionError where there is none and `allow_unprotected` is not set."""
+    active = protection()
+    if active.way == "none" and not allow_unprotected:
+        raise PermissionError(
+            f"{active}; to run a model's programs all the same, pass allow_unprotected=True "
+            "(evaluation.humaneval.allow_unprotected=true on the command line)"
+        )
+    return active
 
 
 @functools.cache

@@ -19,6 +19,7 @@ from data_prep.benchmarks import (
     TyDiQA,
     TyDiQuestion,
 )
+from eval import sandbox
 from eval.engines import Decoding
 from eval.engines.hf import HfEngine
 from eval.evaluate import Benchmark, Job, Protocol, evaluate
@@ -43,7 +44,8 @@ RAW: dict[str, Any] = {
 
 def benchmark(name: str) -> Benchmark:
     config: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{name}.yaml"))
-    return Benchmark(config | {"max_new_tokens": 16, "samples": 1, "temperature": 0.0, "top_p": 1.0}, RAW[name])
+    decoding = {"max_new_tokens": 16, "samples": 1, "temperature": 0.0, "top_p": 1.0}
+    return Benchmark(config | decoding | {"allow_unprotected": False}, RAW[name])
 
 
 BENCHMARKS = {name: benchmark(name) for name in RAW}
@@ -180,6 +182,40 @@ def test_sampling_takes_the_seed_of_the_run(tmp_path: Path) -> None:
     ]
     assert folders[0] != folders[1]
     assert len(read(folders[0] / "predictions.jsonl")["H/0"]["notes"]) == 3
+
+
+@pytest.fixture
+def unprotected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "protection", lambda: sandbox.Protection("none", "nothing here can shut it in"))
+
+
+def humaneval(tmp_path: Path, engine: FakeEngine, allow_unprotected: bool = False) -> list[Path]:
+    config = BENCHMARKS["humaneval"].config | {"allow_unprotected": allow_unprotected}
+    chosen = BENCHMARKS | {"humaneval": Benchmark(config, RAW["humaneval"])}
+    job = Job(tmp_path, None, True, ("gsm8k", "humaneval"))
+    return evaluate([job], chosen, PROTOCOL, engine.tokenizer, lambda: engine)
+
+
+def test_without_a_sandbox_nothing_starts(tmp_path: Path, unprotected: None) -> None:
+    engine = FakeEngine()
+    with pytest.raises(PermissionError, match=r"nothing here can shut it in; .*humaneval\.allow_unprotected=true"):
+        humaneval(tmp_path, engine)
+    assert not engine.asked
+    assert not list(tmp_path.iterdir())
+    assert len(run(tmp_path, engine, benchmarks=("gsm8k",))) == 1  # what runs no program goes on
+
+
+def test_unprotected_programs_run_when_told_so(tmp_path: Path, unprotected: None) -> None:
+    *_, folder = humaneval(tmp_path, FakeEngine(), allow_unprotected=True)
+    (note,) = read(folder / "predictions.jsonl")["H/0"]["notes"]
+    assert note.startswith("failed: ")  # "So 1" is no Python, which only running it can tell
+    assert humaneval(tmp_path, FakeEngine())[-1] == folder  # finished: neither a sandbox nor another key is needed
+
+
+def test_the_active_protection_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="eval.evaluate"):
+        humaneval(tmp_path, FakeEngine())
+    assert caplog.messages == [str(sandbox.protection())]
 
 
 def test_the_limit_counts_items_per_benchmark(tmp_path: Path) -> None:
