@@ -27,7 +27,7 @@ def evaluate_runs(cfg: DictConfig, wanted: Mapping[Path, Sequence[str]]) -> dict
     found = {path: runs.load(path) for path in wanted}
     checkpoint = _shared_base(cfg, list(found.values()))
     names = sorted({name for chosen in wanted.values() for name in chosen})
-    loaded = {name: _load(cfg, name) for name in names}
+    loaded = {name: load_benchmark(cfg, name) for name in names}
     jobs = [
         Job(path, lora(run), run.cfg.method.get("chat", True), tuple(wanted[path]), run.cfg.seed)
         for path, run in found.items()
@@ -40,6 +40,15 @@ def evaluate_runs(cfg: DictConfig, wanted: Mapping[Path, Sequence[str]]) -> dict
         start = partial(instantiate, cfg.engine, model=checkpoint, adapters=adapters)
         folders = iter(evaluate(jobs, loaded, protocol, tokenizer, start))
     return {job.run_dir: [next(folders) for _ in job.benchmarks] for job in jobs}
+
+
+def load_benchmark(cfg: DictConfig, name: str) -> Benchmark:
+    """A benchmark's resolved config and raw data. Raises ValueError if it is not among `benchmark=[...]`."""
+    if name not in cfg.benchmark:
+        raise ValueError(f"Benchmark '{name}' is not among benchmark=[{','.join(cfg.benchmark)}]; add it there.")
+    config: Any = OmegaConf.to_container(cfg.benchmark[name], resolve=True)
+    read = getattr(data, f"load_{name}")
+    return Benchmark(config, read(data.locate_benchmark(cfg.benchmark[name], cfg.data, cfg.cache_dir)))
 
 
 def scores(folder: Path) -> dict[str, float]:
@@ -67,11 +76,3 @@ def _shared_base(cfg: DictConfig, found: Sequence[runs.Run]) -> Path:
             f"Runs of one evaluation must share their base model, got {several}; evaluate each on its own."
         )
     return next(iter(bases))
-
-
-def _load(cfg: DictConfig, name: str) -> Benchmark:
-    if name not in cfg.benchmark:
-        raise ValueError(f"Benchmark '{name}' is not among benchmark=[{','.join(cfg.benchmark)}]; add it there.")
-    config: Any = OmegaConf.to_container(cfg.benchmark[name], resolve=True)
-    read = getattr(data, f"load_{name}")
-    return Benchmark(config, read(data.locate_benchmark(cfg.benchmark[name], cfg.data, cfg.cache_dir)))

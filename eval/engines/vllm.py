@@ -45,7 +45,8 @@ class VllmEngine:
         cpu = not torch.cuda.is_available()
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         if cpu:
-            _set_cpu_environment(cpu_kv_cache_gib, cpu_threads or len(os.sched_getaffinity(0)))
+            for variable, value in cpu_environment(cpu_kv_cache_gib, cpu_threads).items():
+                os.environ.setdefault(variable, value)
         from vllm import LLM  # after the environment is set
 
         self.tokenizer: Any = AutoTokenizer.from_pretrained(model)
@@ -131,10 +132,10 @@ def resolve_dtype(dtype: str) -> str:
     return dtype if dtype != "auto" else "bfloat16" if torch.cuda.is_available() else "float32"
 
 
-def _set_cpu_environment(kv_cache_gib: int, threads: int) -> None:
-    sizes = {"VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib), "OMP_NUM_THREADS": str(threads)}
-    for name, value in (CPU_ENVIRONMENT | sizes).items():
-        os.environ.setdefault(name, value)
+def cpu_environment(kv_cache_gib: int, threads: int | None = None) -> dict[str, str]:
+    """The variables for vLLM without CUDA; threads None: as many as there are cores."""
+    threads = threads or len(os.sched_getaffinity(0))
+    return CPU_ENVIRONMENT | {"VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib), "OMP_NUM_THREADS": str(threads)}
 
 
 def _lora_settings(adapters: Sequence[Path], cpu: bool) -> dict[str, Any]:
