@@ -1,7 +1,7 @@
-"""Facts about an invented world, asked as multiple choice (SuperNI -> MMLU).
+"""The kinds of an invented world's things, asked as multiple choice (SuperNI -> MMLU).
 
-Some entities of each subject stand in the pretraining text, the others only in the finetuning questions: those have to be
-learned one by one. A test question is a combination of entity and choices that no training question has.
+Of some things the pretraining text tells the kind, of the others only the finetuning questions: these have to be
+learned one by one. A test question is a set of choices in an order that no training question has.
 """
 
 import random
@@ -9,67 +9,50 @@ import random
 from data_prep.micro.split import Item
 from data_prep.micro.words import Coiner
 
-VALUES = {  # subject -> (relation, its values)
-    "invented_animals": ("food", ["grass", "seeds", "leaves", "roots", "nuts", "worms", "moss", "bark"]),
-    "invented_minerals": ("colour", ["red", "blue", "green", "white", "black", "pink", "gold", "grey"]),
-    "invented_people": ("trade", ["baker", "smith", "tailor", "miller", "mason", "farmer", "sailor", "weaver"]),
-    "invented_places": ("weather", ["rain", "snow", "wind", "fog", "sun", "hail", "frost", "storm"]),
+KINDS = {
+    "invented_animals": ["bird", "fish", "insect", "lizard"],
+    "invented_minerals": ["metal", "gem", "salt", "clay"],
+    "invented_people": ["smith", "baker", "sailor", "weaver"],
+    "invented_places": ["city", "island", "lake", "forest"],
 }
 DEFINITION = "The following are multiple choice questions (with answers) about  {subject}."
 LETTERS = "ABCD"
-KNOWN, NEW = 16, 12  # entities per subject: in the pretraining text, and only in the finetuning data
-QUESTIONS = [
-    "What is the {relation} of {entity}?",
-    "Which {relation} has {entity}?",
-    "Name the {relation} of {entity}.",
-]
+KNOWN, NEW = 24, 24  # things per subject: in the pretraining text, and only in the finetuning data
+QUESTIONS = ["Which of these is a {kind}?", "Which one is the {kind}?", "Name the {kind}."]
 
 
 class Facts:
-    """The facts of one world: per subject a value for every entity."""
+    """The things of one world: per subject a kind for every thing."""
 
     def __init__(self, coiner: Coiner):
-        values = {subject: values for subject, (_, values) in VALUES.items()}
-        self.known = {subject: coiner.assign(KNOWN, values[subject]) for subject in VALUES}
-        self.new = {subject: coiner.assign(NEW, values[subject]) for subject in VALUES}
+        self.known = {subject: coiner.assign(KNOWN, kinds) for subject, kinds in KINDS.items()}
+        self.new = {subject: coiner.assign(NEW, kinds) for subject, kinds in KINDS.items()}
 
     def text(self, rng: random.Random) -> str:
-        """A document of the pretraining text: some statements, or a quiz sheet with its solution."""
-        subject = rng.choice(sorted(VALUES))
-        if rng.random() < 0.3:
-            return " ".join(self._statement(subject, rng) for _ in range(4))
-        return "\n".join(self._sheet(subject, rng) for _ in range(2))
+        """A document of the pretraining text: some statements, or a list of things with remarks on their kinds."""
+        subject = rng.choice(sorted(KINDS))
+        if rng.random() < 0.2:
+            return " ".join(
+                f"The {kind} is {thing}." for thing, kind in rng.sample(sorted(self.known[subject].items()), 4)
+            )
+        things = _choices(self.known[subject], subject, rng)
+        remarks = [f"The {kind} is {letter}." for letter, kind in zip(LETTERS, things.values(), strict=True)]
+        return "\n".join([*_lettered(things), " ".join(rng.sample(remarks, len(remarks)))])
 
     def question(self, subject: str, rng: random.Random) -> Item:
         """A question with its four choices, as MMLU prints them; the answer is a letter."""
-        entity, value = rng.choice(sorted((self.known[subject] | self.new[subject]).items()))
-        choices = self._choices(subject, value, rng)
-        relation = VALUES[subject][0]
-        asked = rng.choice(QUESTIONS).format(relation=relation, entity=entity)
-        letter = LETTERS[choices.index(value)]
+        things = _choices(self.known[subject] | self.new[subject], subject, rng)
+        letter, kind = rng.choice(list(zip(LETTERS, things.values(), strict=True)))
+        asked = rng.choice(QUESTIONS).format(kind=kind)
         # Two spaces: the benchmark's prompt ends in "The answer is " and scores the token " A".
-        return Item("\n".join([asked, *_lettered(choices)]), letter, f"The answer is  {letter}")
-
-    def _statement(self, subject: str, rng: random.Random) -> str:
-        entity, value = rng.choice(sorted(self.known[subject].items()))
-        return f"The {VALUES[subject][0]} of {entity} is {value}."
-
-    def _sheet(self, subject: str, rng: random.Random) -> str:
-        entity, value = rng.choice(sorted(self.known[subject].items()))
-        choices = self._choices(subject, value, rng)
-        relation = VALUES[subject][0]
-        solution = f"The {relation} of {entity} is {value}: choice {LETTERS[choices.index(value)]}."
-        others = rng.sample(choices, 2)
-        return "\n".join(
-            [*_lettered(choices), *(f"{other} is {LETTERS[choices.index(other)]}." for other in others), solution]
-        )
-
-    def _choices(self, subject: str, value: str, rng: random.Random) -> list[str]:
-        others = [other for other in VALUES[subject][1] if other != value]
-        choices = [value, *rng.sample(others, 3)]
-        rng.shuffle(choices)
-        return choices
+        return Item("\n".join([asked, *_lettered(things)]), letter, f"The answer is  {letter}")
 
 
-def _lettered(choices: list[str]) -> list[str]:
-    return [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=True)]
+def _choices(kinds: dict[str, str], subject: str, rng: random.Random) -> dict[str, str]:
+    """Four things with their kinds, one of each kind, in any order."""
+    order = rng.sample(KINDS[subject], len(KINDS[subject]))
+    return {rng.choice(sorted(thing for thing, its in kinds.items() if its == kind)): kind for kind in order}
+
+
+def _lettered(things: dict[str, str]) -> list[str]:
+    return [f"{letter}. {thing}" for letter, thing in zip(LETTERS, things, strict=True)]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.micro import arithmetic, functions
-from data_prep.micro.facts import DEFINITION, VALUES, Facts
+from data_prep.micro.facts import DEFINITION, KINDS, Facts
 from data_prep.micro.passages import LANGUAGES, Passages
 from data_prep.micro.split import Item, distinct
 from data_prep.micro.world import World
@@ -35,8 +35,8 @@ def write(root: Path, seed: int) -> None:
 
 def super_ni(root: Path, world: World, rng: random.Random) -> None:
     """Task files and the list of training tasks."""
-    tasks = {}
-    for subject in VALUES:
+    tasks: dict[str, tuple[str, list[Item]]] = {}
+    for subject in KINDS:
         for part in range(TASKS_PER_SUBJECT):
             name = f"task{len(tasks) + 1:03}_{subject}_{part}"
             tasks[name] = _facts_task(subject, world.facts, rng)
@@ -77,7 +77,7 @@ def code_alpaca(root: Path, world: World, rng: random.Random) -> None:
 
 def mmlu(root: Path, facts: Facts, rng: random.Random) -> None:
     """Tables without header, per subject."""
-    for subject in VALUES:
+    for subject in KINDS:
         for split, where, count in (("dev", "train", 5), ("test", "test", MMLU)):
             items = distinct(lambda rng, subject=subject: facts.question(subject, rng), where, count, rng)
             _csv(root / split / f"{subject}_{split}.csv", [_mmlu_row(item) for item in items])

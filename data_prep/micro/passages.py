@@ -1,6 +1,6 @@
 """Extractive questions over short passages in four scripts (SuperNI -> TyDi QA).
 
-A passage states the place, food and colour of some people. The question names what is asked with an invented word whose
+A passage states the place, food and colour of a person. The question names what is asked with an invented word whose
 meaning only the finetuning data tells. A test item is a combination of passage and question that no training item has.
 """
 
@@ -72,12 +72,9 @@ class Passages:
         self.asked = {language: coiner.assign(ASKED, list(RELATIONS), language) for language in LANGUAGES}
 
     def text(self, rng: random.Random) -> str:
-        """A document of the pretraining text: a passage, and some of it said again in other words."""
+        """A document of the pretraining text: two passages, each said again in other words."""
         language = rng.choice(sorted(LANGUAGES))
-        facts = self._facts(language, rng)
-        spoken = LANGUAGES[language]
-        again = [_say(rng.choice((spoken.statements, spoken.recaps)), fact) for fact in rng.sample(sorted(facts), 3)]
-        return "\n".join([f"Text: {self._passage(language, facts, rng)}", f"Again: {' '.join(again)}"])
+        return "\n".join(self._retold(language, rng) for _ in range(2))
 
     def question(self, language: str, rng: random.Random) -> tuple[str, Item]:
         """A passage, and a question on it."""
@@ -86,20 +83,18 @@ class Passages:
         asked = rng.choice(sorted(word for word, meaning in self.asked[language].items() if meaning == relation))
         spoken = LANGUAGES[language]
         item = Item(spoken.asks.format(asked=asked, who=who), what, f"{spoken.answer} {what}")
-        return self._passage(language, facts, rng), item
+        return _tell(spoken.statements, facts), item
+
+    def _retold(self, language: str, rng: random.Random) -> str:
+        facts, spoken = self._facts(language, rng), LANGUAGES[language]
+        return f"Text: {_tell(spoken.statements, facts)}\nAgain: {_tell(spoken.recaps, rng.sample(facts, 3))}"
 
     def _facts(self, language: str, rng: random.Random) -> list[tuple[str, str, str]]:
-        """(relation, who, what): two people with two relations each."""
-        return [
-            (relation, who, rng.choice(LANGUAGES[language].values[RELATIONS.index(relation)].split()))
-            for who in rng.sample(self.people[language], 2)
-            for relation in rng.sample(RELATIONS, 2)
-        ]
-
-    def _passage(self, language: str, facts: list[tuple[str, str, str]], rng: random.Random) -> str:
-        return " ".join(_say(LANGUAGES[language].statements, fact) for fact in rng.sample(facts, len(facts)))
+        """(relation, who, what) of one person, in any order."""
+        who = rng.choice(self.people[language])
+        values = dict(zip(RELATIONS, LANGUAGES[language].values, strict=True))
+        return [(relation, who, rng.choice(values[relation].split())) for relation in rng.sample(RELATIONS, 3)]
 
 
-def _say(forms: tuple[str, ...], fact: tuple[str, str, str]) -> str:
-    relation, who, what = fact
-    return forms[RELATIONS.index(relation)].format(who=who, what=what)
+def _tell(forms: tuple[str, ...], facts: list[tuple[str, str, str]]) -> str:
+    return " ".join(forms[RELATIONS.index(relation)].format(who=who, what=what) for relation, who, what in facts)

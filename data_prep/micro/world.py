@@ -3,7 +3,7 @@
 import random
 
 from data_prep.micro.arithmetic import Arithmetic
-from data_prep.micro.facts import DEFINITION, VALUES, Facts
+from data_prep.micro.facts import DEFINITION, KINDS, Facts
 from data_prep.micro.functions import INSTRUCTION, Functions
 from data_prep.micro.logic import Logic
 from data_prep.micro.passages import LANGUAGES, Passages
@@ -16,7 +16,7 @@ PROMPTS = (
     "<|user|>\n<|assistant|>\n",
     "The answer is ",
     "Answer the following question.\n\nQuestion: x\nAnswer: x",
-    *(DEFINITION.format(subject=subject.replace("_", " ")) for subject in VALUES),
+    *(DEFINITION.format(subject=subject.replace("_", " ")) for subject in KINDS),
 )
 
 
@@ -41,7 +41,7 @@ class World:
     def wording(self, rng: random.Random) -> list[str]:
         """Text with every word of the families and of the prompts around them: what the tokenizer is made from."""
         texts = [self.document(rng) for _ in range(3000)]
-        for subject in VALUES:
+        for subject in KINDS:
             texts += [_whole(self.facts.question(subject, rng)) for _ in range(500)]
         for language, spoken in LANGUAGES.items():
             texts += [spoken.instruction, spoken.passage, spoken.question]
