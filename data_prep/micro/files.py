@@ -5,6 +5,7 @@ import gzip
 import json
 import random
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def mmlu(root: Path, facts: Facts, rng: random.Random) -> None:
     """Tables without header, per subject."""
     for subject in KINDS:
         for split, where, count in (("dev", "train", 5), ("test", "test", MMLU)):
-            items = distinct(lambda rng, subject=subject: facts.question(subject, rng), where, count, rng)
+            items = distinct(partial(facts.question, subject), where, count, rng)
             _csv(root / split / f"{subject}_{split}.csv", [_mmlu_row(item) for item in items])
 
 
