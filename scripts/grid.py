@@ -101,13 +101,13 @@ def untrained(found: Sequence[Cell]) -> list[Cell]:
     return [cell for cell in found if not runs.is_finished(cell.path)]
 
 
-def _chosen(methods: Sequence[str], cfg: DictConfig) -> tuple[str, ...]:
-    if cfg.methods is not None:
-        return tuple(method for method in methods if method in cfg.methods)
-    return tuple(methods[: cfg.candidates])  # None: all of them
-
-
 def common(cfg: DictConfig) -> list[str]:
     """The overrides of this command line, with the model that plays the one of the table in this profile."""
     given = HydraConfig.get().overrides.task
     return [*(o for o in given if not o.startswith("model=")), f"model={cfg.models[cfg.table.model]}"]
+
+
+def _chosen(methods: Sequence[str], cfg: DictConfig) -> tuple[str, ...]:
+    if cfg.methods is not None:
+        return tuple(method for method in methods if method in cfg.methods)
+    return tuple(methods[: cfg.candidates])  # None: all of them

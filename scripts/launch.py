@@ -9,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
 import hydra
+from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobStatus
@@ -37,7 +38,7 @@ def _launch(common: list[str], jobs: list[list[str]], launcher: str | None, work
         assert api is not None
         chosen = [*common, *_plugin(launcher, workers)]
         cfg = api.compose_config("config", chosen, run_mode=RunMode.MULTIRUN, with_log_configuration=False)
-        context = HydraContext(config_loader=api.config_loader, callbacks=_callbacks(cfg))
+        context = HydraContext(config_loader=api.config_loader, callbacks=Callbacks(cfg))
         plugin = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=_train, config=cfg)
         returns = plugin.launch([[*common, *job] for job in jobs], initial_job_idx=0)
     return [
@@ -52,12 +53,6 @@ def _plugin(launcher: str | None, workers: int) -> list[str]:
     if launcher is not None:
         return [f"hydra/launcher={launcher}"]
     return ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={workers}"] if workers > 1 else []
-
-
-def _callbacks(cfg: DictConfig):  # type: ignore[no-untyped-def]
-    from hydra._internal.callbacks import Callbacks
-
-    return Callbacks(cfg)
 
 
 def _train(cfg: DictConfig) -> None:
