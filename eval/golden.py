@@ -33,8 +33,9 @@ def run_case(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def _settings(name: str, chat: bool = True, variant: str = "authors") -> Settings:
-    config: Any = OmegaConf.load(CONFIGS / f"{name}.yaml")
-    return benchmarks.settings(config, variant, chat)
+    evaluation = OmegaConf.load(CONFIGS.parent / "evaluation/default.yaml")  # which the benchmark's keys refer to
+    config: Any = OmegaConf.create({"evaluation": evaluation, "benchmark": OmegaConf.load(CONFIGS / f"{name}.yaml")})
+    return benchmarks.settings(config.benchmark, variant, chat)
 
 
 def _judge(name: str, output: Any, gold: Any, extra: dict[str, Any] | None = None) -> tuple[Any, dict[str, float]]:
