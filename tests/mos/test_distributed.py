@@ -2,6 +2,7 @@
 
 import os
 import socket
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -50,40 +51,36 @@ def fsdp(blocks):
     return model, model
 
 
-def work(rank, port, make, arguments, refusal):
+CASES = {  # name: (how to build and wrap, its arguments, why training is refused)
+    "DDP": (ddp, (None, False), None),
+    "DDP, checkpointing without reentrance": (ddp, (False, False), None),
+    "DDP, reentrant checkpointing, static graph": (ddp, (True, True), None),
+    "DDP, reentrant checkpointing": (ddp, (True, False), "DDP with reentrant gradient checkpointing"),
+    "FSDP2 of the whole model": (fsdp, (False,), None),
+    "FSDP2 of each block": (fsdp, (True,), "sharded with another block"),
+}
+
+
+def work(rank, port):
+    """All cases in one pair of processes, as starting one takes far longer than a case."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     dist.init_process_group("gloo", rank=rank, world_size=2)
-    model, wrapped = make(*arguments)
+    alone = build()
+    alone(IDS, labels=IDS).loss.backward()
     own = IDS[2 * rank : 2 * rank + 2]
-    try:
-        if refusal:
-            with pytest.raises(RuntimeError, match=refusal):
-                wrapped(own, labels=own).loss.backward()
-            return
-        wrapped(own, labels=own).loss.backward()
-        alone = build()
-        alone(IDS, labels=IDS).loss.backward()
-        for name, gradient in gradients(alone).items():
-            torch.testing.assert_close(gradients(model)[name], gradient, rtol=1e-4, atol=1e-7, msg=name)
-    finally:
-        dist.destroy_process_group()
+    for name, (make, arguments, refusal) in CASES.items():
+        model, wrapped = make(*arguments)
+        with pytest.raises(RuntimeError, match=refusal) if refusal else nullcontext():
+            wrapped(own, labels=own).loss.backward()
+        for parameter, expected in {} if refusal else gradients(alone).items():
+            actual = gradients(model)[parameter]
+            torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-7, msg=f"{name}: {parameter}")
+        dist.barrier()
+    dist.destroy_process_group()
 
 
-@pytest.mark.parametrize(
-    ("make", "arguments", "refusal"),
-    [
-        pytest.param(ddp, (None, False), None, id="DDP"),
-        pytest.param(ddp, (False, False), None, id="DDP, checkpointing without reentrance"),
-        pytest.param(ddp, (True, True), None, id="DDP, reentrant checkpointing, static graph"),
-        pytest.param(
-            ddp, (True, False), "DDP with reentrant gradient checkpointing", id="DDP, reentrant checkpointing"
-        ),
-        pytest.param(fsdp, (False,), None, id="FSDP2 of the whole model"),
-        pytest.param(fsdp, (True,), "sharded with another block", id="FSDP2 of each block"),
-    ],
-)
-def test_two_processes_train_as_one_or_refuse(make, arguments, refusal):
+def test_two_processes_train_as_one_or_refuse():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(work, (port, make, arguments, refusal), nprocs=2)
+    mp.spawn(work, (port,), nprocs=2)
