@@ -50,6 +50,10 @@ bench:  ## time and memory of a MoS step against LoRA's, as a ratio
 bench-eval:  ## items per second against lm-evaluation-harness, adapters against merged checkpoints (needs a network once)
 	$(PY) -m scripts.bench_eval profile=smol $(if $(DATA),'data=$(DATA)') $(if $(LIMIT),limit=$(LIMIT)) $(OVERRIDES)
 
+.PHONY: docs
+docs:  ## the documentation into site/; a warning fails it
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
+
 .PHONY: clean
 clean:  ## remove caches of tools and Python; runs, results and prepared data stay
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis site build
