@@ -15,7 +15,7 @@ from scripts import training
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLS = 10
-ITEMS = 60  # per benchmark
+ITEMS = 150  # per benchmark: more than a fast machine does between two looks
 
 
 @pytest.fixture
@@ -76,14 +76,16 @@ def lines(run: Path) -> int:
     return sum(path.read_bytes().count(b"\n") for path in run.glob("eval/*/predictions.jsonl"))
 
 
-def kill_after(process: subprocess.Popen, run: Path, new: int, pause: float) -> None:
-    """Kill once so many new items are there, or have been there for `pause` seconds."""
-    before = lines(run)
+def kill_after(process: subprocess.Popen, run: Path, new: int, pause: float) -> float:
+    """Kill `pause` seconds after so many new items are there; returns the seconds until then."""
+    before, started = lines(run), time.monotonic()
     while process.poll() is None and lines(run) < before + new:
         time.sleep(0.005)
+    reached = time.monotonic() - started
     time.sleep(pause)
     process.kill()
     process.wait()
+    return reached
 
 
 @pytest.mark.slow
@@ -93,11 +95,14 @@ def test_ten_kills_change_nothing(tiny_cell, tiny, data, tmp_path):
     shutil.copytree(killed, clean)
     chance = random.Random(0)
     seen = []
+    start = 60.0  # seconds that a process needed to its first items: a fast machine must not finish meanwhile
     for number in range(KILLS):
         process = subprocess.Popen(command(tiny_cell, killed, data), cwd=ROOT, stderr=subprocess.DEVNULL)
-        # half of the kills hit the work, the others the start
-        new, pause = (chance.randint(5, 40), chance.uniform(0, 0.05)) if number % 2 else (0, chance.uniform(0, 6))
-        kill_after(process, killed, new, pause)
+        if number % 2:  # half of the kills hit the start, the others the work
+            kill_after(process, killed, 0, chance.uniform(0, 0.7 * start))
+        else:
+            reached = kill_after(process, killed, chance.randint(5, 30), chance.uniform(0, 0.05))
+            start = min(start, reached)
         seen.append(lines(killed))
     assert len(set(seen)) > 4 and seen[-1] < 3 * ITEMS, seen  # at different stages
     for run in (killed, clean):
