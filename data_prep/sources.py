@@ -75,20 +75,35 @@ def fingerprint(files: Mapping[str, Iterable[Path]], cache_dir: Path) -> dict[st
 
 
 def sha256(path: Path) -> str:
+    """The checksum of a file, in hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest(content: Any) -> str:
-    """16 hex digits of the hash of anything JSON can write."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    """The hash of anything JSON can write, in hex digits."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `path` so that a reader, or a kill, finds the old content or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=1))
-    temporary.replace(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """As `write_bytes`, for text."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """As `write_bytes`, for a JSON value."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def made_once(target: Path, fill: Callable[[Path], None]) -> Path:
@@ -131,7 +146,7 @@ def _stamp(path: Path) -> list[int]:
 
 def _downloaded(source: DictConfig, cache_dir: Path) -> Path:
     upstream: Any = OmegaConf.to_container(source.upstream, resolve=True)
-    target = cache_dir / "raw" / f"{Path(source.folder).name}-{digest(upstream)}"
+    target = cache_dir / "raw" / f"{Path(source.folder).name}-{digest(upstream)[:16]}"
     return made_once(target, lambda folder: _download_all(upstream, folder))
 
 

@@ -1,7 +1,5 @@
 """Evaluation of finished runs on the benchmarks: one engine for all of them, resumable, scored outside its way."""
 
-import hashlib
-import json
 import logging
 import os
 import time
@@ -17,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data_prep.sources import write_json
+from data_prep.sources import digest, sha256, write_json
 from eval import benchmarks, sandbox
 from eval.benchmarks import Item, Settings, mmlu
 from eval.engines import Decoding, Engine
@@ -100,16 +98,16 @@ class Task:
             "chat": self.job.chat,
             "variant": self.protocol.variant,
             "limit": self.protocol.limit,
-            "prompts": _digest([[item.id, item.prompt, item.gold] for item in self.items]),
+            "prompts": digest([[item.id, item.prompt, item.gold] for item in self.items]),
             "decoding": self.decoding and asdict(self.decoding),
             "model": self.protocol.model,
-            "adapter": self.job.adapter and _file_digest(self.job.adapter / "adapter_model.safetensors"),
+            "adapter": self.job.adapter and sha256(self.job.adapter / "adapter_model.safetensors"),
             "engine": self.protocol.engine,
         }
 
     @property
     def folder(self) -> Path:
-        return self.job.run_dir / "eval" / f"{self.name}-{_digest(self.identity)[:8]}"
+        return self.job.run_dir / "eval" / f"{self.name}-{digest(self.identity)[:8]}"
 
 
 def evaluate(
@@ -138,6 +136,12 @@ def evaluate(
     return [task.folder for task in tasks]
 
 
+def chosen_items(benchmark: Benchmark, tokenizer: Any, settings: Settings, limit: int | None) -> list[Item]:
+    """The items of a benchmark with their prompts, at most `limit` of them."""
+    every = benchmarks.module(benchmark.config["name"]).items(benchmark.raw, tokenizer, settings)
+    return benchmarks.spread(every, limit)
+
+
 def _tasks(
     jobs: Sequence[Job], all_benchmarks: Mapping[str, Benchmark], protocol: Protocol, tokenizer: Any
 ) -> Iterator[Task]:
@@ -147,8 +151,7 @@ def _tasks(
             benchmark = all_benchmarks[name]
             settings = benchmarks.settings(benchmark.config, protocol.variant, job.chat)
             if (name, job.chat) not in items:
-                every = benchmarks.module(name).items(benchmark.raw, tokenizer, settings)
-                items[name, job.chat] = benchmarks.spread(every, protocol.limit)
+                items[name, job.chat] = chosen_items(benchmark, tokenizer, settings, protocol.limit)
             yield Task(job, benchmark, protocol, settings, items[name, job.chat])
 
 
@@ -246,12 +249,3 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from data_prep.sources import write_bytes
+
 log = logging.getLogger(__name__)
 
 Row = dict[str, Any]  # id, task, prompt, outputs, predictions, gold, scores, notes
@@ -74,9 +76,7 @@ def recovered(path: Path) -> dict[str, Row]:
     rows, damaged = _parsed(content)
     if damaged:
         aside = _set_aside(path)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_bytes(b"".join(map(_line, rows.values())))
-        temporary.replace(path)
+        write_bytes(path, b"".join(map(_line, rows.values())))
         log.warning(
             "%s: line(s) %s damaged; the file is kept as %s, the items of these lines are evaluated again.",
             path,

@@ -190,8 +190,8 @@ class LowRankLayer(nn.Module, BaseTunerLayer):
                 continue
             weight = self.get_base_weight()
             merged = (weight + self.get_delta_weight(adapter)).to(weight.dtype)
-            if safe_merge and not torch.isfinite(merged).all():
-                raise ValueError(f"NaNs detected in the merged weights. The adapter {adapter} seems to be broken")
+            if safe_merge:
+                require_finite(adapter, merged)
             self.set_base_weight(merged)
             self.merged_adapters.append(adapter)
 
@@ -298,6 +298,12 @@ class LowRankModel(BaseTuner):
 def in_out_features(layer: nn.Module) -> tuple[int, int]:
     """The widths h and o of a linear layer of any kind."""
     return cast(tuple[int, int], _get_in_out_features(layer))
+
+
+def require_finite(adapter: str, *tensors: Tensor) -> None:
+    """Raises ValueError, in PEFT's words, unless every number of the tensors is finite."""
+    if not all(torch.isfinite(tensor).all() for tensor in tensors):
+        raise ValueError(f"NaNs detected in the merged weights. The adapter {adapter} seems to be broken")
 
 
 def check_linear(name: str, layer: nn.Module) -> None:

@@ -8,7 +8,7 @@ from peft.tuners._buffer_dict import BufferDict
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from mos.base import LowRankLayer
+from mos.base import LowRankLayer, require_finite
 from mos.config import MosConfig
 from mos.shards import LowRankUpdate, PoolGradient, PoolLayout, assemble, init_bound, low_rank, sample_indices, stream
 
@@ -200,12 +200,8 @@ class MosLayer(LowRankLayer):
         """As for every layer; with `safe_merge` also shards that no block selected must be finite."""
         for adapter in self.active_adapters if adapter_names is None else adapter_names:
             if safe_merge and adapter in self.scaling:
-                self._check_finite(adapter)
+                require_finite(adapter, *self.pools(adapter))
         super().merge(safe_merge, adapter_names)
-
-    def _check_finite(self, adapter: str) -> None:
-        if not all(torch.isfinite(pool).all() for pool in self.pools(adapter)):
-            raise ValueError(f"NaNs detected in the merged weights. The adapter {adapter} seems to be broken")
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied and pickled: not what a forward pass leaves behind."""

@@ -9,8 +9,8 @@ from rich.console import Console, Group
 from rich.panel import Panel
 from rich.text import Text
 
+from data_prep.sources import write_text
 from eval.predictions import Row, read
-from scripts.runs import write_text
 
 PAGE = """<!doctype html>
 <meta charset="utf-8">

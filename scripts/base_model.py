@@ -9,7 +9,6 @@ import huggingface_hub
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn.modules import Linear4bit, Params4bit
-from filelock import FileLock
 from httpx import HTTPError
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 from omegaconf import DictConfig
@@ -26,6 +25,7 @@ from transformers import (
     set_seed,
 )
 
+from data_prep.sources import made_once
 from scripts import runs
 from scripts.errors import full_disk_named
 
@@ -81,11 +81,8 @@ def compute_dtype(trainer: DictConfig) -> torch.dtype:
 
 def _cached(path: Path, fill: Callable[[Path], None]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):  # several workers may ask for it at once
-        if not path.exists():
-            with full_disk_named(path.parent), runs.new_folder(path) as folder:
-                fill(folder)
-    return path
+    with full_disk_named(path.parent):  # which the writers of checkpoints report in shapes of their own
+        return made_once(path, fill)
 
 
 def _convert(model: DictConfig, folder: Path) -> None:

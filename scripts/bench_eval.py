@@ -26,7 +26,7 @@ from eval import benchmarks
 from eval.benchmarks import Item, mmlu
 from eval.engines import Decoding
 from eval.engines.vllm import resolve_dtype
-from eval.evaluate import Benchmark, Job, Protocol, evaluate
+from eval.evaluate import Benchmark, Job, Protocol, chosen_items, evaluate
 from eval.predictions import read
 from mos.base import LINEAR_LAYERS
 from scripts import base_model, harness, runs
@@ -143,7 +143,7 @@ def by_harness(cfg: DictConfig, checkpoint: Path, folder: Path) -> Report:
         [harness.environment(cfg.cache_dir) / "python", "-m", "scripts.harness_driver"],
         input=json.dumps({"model": model_arguments(cfg, checkpoint), "tasks": tasks}),
         env=harness.variables(cfg.engine.cpu_kv_cache_gib, cfg.engine.cpu_threads),
-        cwd=harness.ROOT,
+        cwd=runs.ROOT,
         stdout=subprocess.PIPE,
         text=True,
         check=True,
@@ -166,8 +166,7 @@ def model_arguments(cfg: DictConfig, checkpoint: Path) -> dict[str, Any]:
 
 def chosen(benchmark: Benchmark, tokenizer: Any, limit: int) -> list[Item]:
     settings = benchmarks.settings(benchmark.config, "authors", chat=False)
-    every = benchmarks.module(benchmark.config["name"]).items(benchmark.raw, tokenizer, settings)
-    return benchmarks.spread(every, limit)
+    return chosen_items(benchmark, tokenizer, settings, limit)
 
 
 def decoding(benchmark: Benchmark) -> Decoding | None:

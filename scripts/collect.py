@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ class Result:
     run: runs.Run
     folders: Sequence[Path]
 
-    @property
+    @cached_property
     def metrics(self) -> dict[str, dict[str, Any]]:
         """Content of `metrics.json` per benchmark."""
         return {

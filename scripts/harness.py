@@ -15,12 +15,11 @@ from typing import Any
 
 import torch
 
+from data_prep import sources
 from eval.benchmarks import Item, mmlu
 from eval.engines import Decoding
 from eval.engines.vllm import cpu_environment
 from scripts import runs
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def folder(cache_dir: Path | str) -> Path:
@@ -30,7 +29,7 @@ def folder(cache_dir: Path | str) -> Path:
 
 def requirement() -> str:
     """As pip takes it."""
-    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    lines = (runs.ROOT / "requirements.txt").read_text().splitlines()
     return next(line.removeprefix("# harness: ") for line in lines if line.startswith("# harness: "))
 
 
@@ -66,7 +65,7 @@ def variables(kv_cache_gib: int, threads: int | None) -> dict[str, str]:
 def write_task(path: Path, items: Sequence[Item], decoding: Decoding | None) -> Path:
     """A task file at `path` with our whole prompts beside it as its data; decoding None: letters are scored."""
     rows = [{"prompt": item.prompt, "gold": item.gold if decoding else mmlu.LETTERS.index(item.gold)} for item in items]
-    runs.write_json(path.with_suffix(".json"), rows)
+    sources.write_json(path.with_suffix(".json"), rows)
     task: dict[str, Any] = {
         "task": path.stem,
         "dataset_path": "json",
@@ -80,7 +79,7 @@ def write_task(path: Path, items: Sequence[Item], decoding: Decoding | None) -> 
         task |= {"output_type": "generate_until", "doc_to_target": "{{gold}}", "generation_kwargs": stops}
     else:
         task |= {"output_type": "multiple_choice", "doc_to_target": "gold", "doc_to_choice": list(mmlu.LETTERS)}
-    runs.write_json(path, task)  # YAML reads JSON
+    sources.write_json(path, task)  # YAML reads JSON
     return path
 
 

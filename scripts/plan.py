@@ -136,13 +136,13 @@ def workload(cfg: DictConfig, name: str, tokenizer: Any) -> Workload:
 
 
 def _prompts(cfg: DictConfig, name: str, tokenizer: Any) -> tuple[int, float, int]:
-    from data_prep import benchmarks as raw
     from eval import benchmarks
+    from eval.evaluate import chosen_items
+    from scripts.evaluation import load_benchmark
 
-    config = cfg.benchmark[name]
-    data = getattr(raw, f"load_{name}")(raw.locate_benchmark(config, cfg.data, cfg.cache_dir))
-    settings = benchmarks.settings(config, cfg.evaluation.variant, chat=True)
-    items = benchmarks.spread(benchmarks.module(name).items(data, tokenizer, settings), cfg.limit)
+    benchmark = load_benchmark(cfg, name)
+    settings = benchmarks.settings(benchmark.config, cfg.evaluation.variant, chat=True)
+    items = chosen_items(benchmark, tokenizer, settings, cfg.limit)
     lengths = [len(ids) for ids in tokenizer([item.prompt for item in items])["input_ids"]]
     return len(items), fmean(lengths), max(lengths)
 

@@ -302,13 +302,6 @@ def plot(title: str, rows: Sequence[Row], summary: pd.DataFrame, paper: pd.DataF
     return buffer.getvalue()
 
 
-def write_png(path: Path, content: bytes) -> None:
-    """Write `path` whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
-
-
 def _point(axis: Axes, style: Mapping[str, Any], params: float | None, value: float) -> None:
     if params is None or np.isnan(params):
         axis.axhline(value, linestyle="--", linewidth=1, color=style["color"], label=style["label"])

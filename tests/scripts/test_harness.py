@@ -14,7 +14,7 @@ from eval.benchmarks import Item
 from eval.engines import Decoding
 from eval.engines.hf import HfEngine
 from mos.base import LINEAR_LAYERS
-from scripts import base_model, bench_eval, harness
+from scripts import base_model, bench_eval, harness, runs
 from scripts.grid import compose
 
 ITEMS = [Item(str(n), "t", f"Question: What is {n} plus 5?\nAnswer:", str(n + 5)) for n in range(4)]
@@ -23,7 +23,7 @@ LETTER_ITEM = Item("0", "t", "Why?\nA. a\nB. b\nC. c\nD. d\nAnswer:", "C")
 
 def test_the_harness_is_pinned_and_not_installed_here():
     assert harness.requirement().startswith("lm_eval==")
-    installed = [line for line in (harness.ROOT / "requirements.txt").read_text().splitlines() if line[:1] != "#"]
+    installed = [line for line in (runs.ROOT / "requirements.txt").read_text().splitlines() if line[:1] != "#"]
     assert not [line for line in installed if line.startswith("lm_eval")]
     assert harness.folder("cache").is_absolute()
 
@@ -56,7 +56,7 @@ def test_same_answers_are_counted():
 
 @pytest.fixture(scope="module")
 def smol():
-    return base_model.checkpoint(compose(["model=smollm2_135m"]).model, harness.ROOT / compose([]).cache_dir)
+    return base_model.checkpoint(compose(["model=smollm2_135m"]).model, runs.ROOT / compose([]).cache_dir)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def exported(smol, tmp_path_factory):
 
 @pytest.mark.slow
 def test_an_exported_adapter_works_in_the_harness(smol, exported, tmp_path):
-    cache_dir = harness.ROOT / compose([]).cache_dir
+    cache_dir = runs.ROOT / compose([]).cache_dir
     if not harness.is_ready(cache_dir):
         pytest.skip("lm-evaluation-harness has no environment here; `make bench-eval` builds it")
     decoding = Decoding(12, ("\n\n",))

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from data_prep import sources
 from scripts import runs
 from scripts.grid import compose
 
@@ -105,12 +106,12 @@ def test_loading_a_run_that_is_not_finished_is_refused(tmp_path):
 
 def test_a_file_is_replaced_whole_and_a_failure_leaves_the_old_one(tmp_path):
     path = tmp_path / "value.json"
-    runs.write_json(path, {"a": [1, "é"]})
+    sources.write_json(path, {"a": [1, "é"]})
     assert json.loads(path.read_text()) == {"a": [1, "é"]}
     with pytest.raises(TypeError):
-        runs.write_json(path, {"a": object()})
+        sources.write_json(path, {"a": object()})
     with pytest.raises(UnicodeEncodeError):
-        runs.write_text(path, "half \ud800")
+        sources.write_text(path, "half \ud800")
     assert json.loads(path.read_text()) == {"a": [1, "é"]}
     assert [p.name for p in tmp_path.iterdir()] == ["value.json"]
 
