@@ -14,6 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobStatus
 from hydra.types import HydraContext, RunMode
+from joblib.externals.loky import get_reusable_executor
 from omegaconf import DictConfig
 
 from scripts.errors import CONFIGS, sentence
@@ -41,6 +42,7 @@ def _launch(common: list[str], jobs: list[list[str]], launcher: str | None, work
         context = HydraContext(config_loader=api.config_loader, callbacks=Callbacks(cfg))
         plugin = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=_train, config=cfg)
         returns = plugin.launch([[*common, *job] for job in jobs], initial_job_idx=0)
+    get_reusable_executor().shutdown()  # joblib's idle workers would keep this process for five more minutes
     return [
         f"{' '.join(job)}: {sentence(result._return_value)}"
         for job, result in zip(jobs, returns, strict=True)
