@@ -4,7 +4,8 @@ python -m scripts.dashboard table=table2      (or `make dashboard TABLE=table2`)
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import wandb
 import wandb_workspaces.reports.v2 as wr
@@ -22,35 +23,40 @@ def workspace(entity: str, project: str, table: str, columns: Sequence[str]) -> 
     columns: of the table; each has panels of its own, as a run is tested only on what its training set stands for
     """
     parameters = wr.SummaryMetric("trainable_parameters")
-    scatters = [
+    scatters: list[Any] = [
         wr.ScatterPlot(title=column, x=parameters, y=wr.SummaryMetric(f"score/{column}"), log_x=True)
         for column in columns
     ]
-    losses = [_by_row("training loss", "train/loss"), _by_row("validation loss", "eval/loss")]
-    bars = [wr.BarPlot(title=column, metrics=[f"ablation/{column}"], groupby=ROW) for column in columns]
-    costs = [
-        _by_row("learning rate", "train/learning_rate"),
-        _by_row("examples per second", "train/examples_per_second"),
-        _by_row("memory, GiB", "train/memory_gib"),
-    ]
+    bars: list[Any] = [wr.BarPlot(title=column, metrics=[f"ablation/{column}"], groupby=ROW) for column in columns]
+    losses = {"training loss": "train/loss", "validation loss": "eval/loss"}
+    costs = {
+        "learning rate": "train/learning_rate",
+        "examples per second": "train/examples_per_second",
+        "memory, GiB": "train/memory_gib",
+    }
     return ws.Workspace(
         entity=entity,
         project=project,
         name=f"MoS, {table}",
         sections=[
             ws.Section(name="Score against trainable parameters", panels=scatters, is_open=True),
-            ws.Section(name="Loss by method", panels=losses, is_open=True),
+            ws.Section(name="Loss by method", panels=_by_row(losses), is_open=True),
             ws.Section(name="Ablation", panels=bars, is_open=True),
-            ws.Section(name="Learning rate, throughput, memory", panels=costs),
+            ws.Section(name="Learning rate, throughput, memory", panels=_by_row(costs)),
         ],
         runset_settings=ws.RunsetSettings(filters=f"Group = '{table}'", groupby=[ws.Metric("JobType")]),
     )
 
 
-def _by_row(title: str, metric: str) -> wr.LinePlot:
-    return wr.LinePlot(
-        title=title, x="train/global_step", y=[metric], groupby=ROW, groupby_aggfunc="mean", groupby_rangefunc="minmax"
-    )
+def _by_row(metrics: Mapping[str, str]) -> list[Any]:
+    """A curve per row over the steps for each title and metric: the mean over its runs, and their range."""
+    style: dict[str, Any] = {
+        "x": "train/global_step",
+        "groupby": ROW,
+        "groupby_aggfunc": "mean",
+        "groupby_rangefunc": "minmax",
+    }
+    return [wr.LinePlot(title=title, y=[metric], **style) for title, metric in metrics.items()]
 
 
 @entry_point
@@ -60,7 +66,7 @@ def main(cfg: DictConfig) -> None:
             "WANDB_API_KEY is not set, and a W&B workspace needs it; `make report` writes the same plots without one."
         )
     try:
-        entity = os.environ.get("WANDB_ENTITY") or wandb.Api().default_entity
+        entity = os.environ.get("WANDB_ENTITY") or str(wandb.Api().default_entity)
         print(workspace(entity, cfg.wandb.project, cfg.table.name, cfg.table.columns).save().url)
     except wandb.Error as error:
         raise ConnectionError(f"W&B did not take the workspace: {error}; `make report` needs no W&B.") from error

@@ -14,7 +14,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 
-from scripts import stats
+from scripts import runs, stats
 from scripts.grid import Row
 
 matplotlib.use("Agg")
@@ -22,6 +22,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 AVERAGE = "avg"
+PRINTED = runs.ROOT / "results" / "paper" / "printed"  # results/paper itself is for the tables of that profile
 LABELS = {"mmlu": "MMLU", "bbh": "BBH", "gsm8k": "GSM8K", "tydiqa": "TyDi QA", "humaneval": "HumanEval"}
 METRICS = {"tydiqa_f1": " F1", "tydiqa_em": " EM", "humaneval": " P@1"}
 

@@ -127,7 +127,7 @@ def _load_table(profile: str, results: Path, name: str) -> Table:
     summary = measured.assign(rank=measured["rank"].fillna(""), won=measured.won.astype(bool))
     text = (results / f"{name}.md").read_text()
     notes = re.findall(r"^- (.*)$", text.partition("## Notes")[2], flags=re.MULTILINE)
-    paper = render.load_paper(runs.ROOT / "results" / "paper" / f"{name}.csv")
+    paper = render.load_paper(render.PRINTED / f"{name}.csv")
     return Table(name, cfg.table.title, grid.rows(cfg), [*cfg.table.columns, render.AVERAGE], summary, paper, notes)
 
 
