@@ -21,7 +21,7 @@ from markupsafe import Markup, escape
 from omegaconf import DictConfig
 
 from data_prep import sources
-from scripts import grid, render, runs
+from scripts import grid, render
 from scripts.errors import entry_point
 from scripts.grid import Row
 

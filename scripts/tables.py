@@ -13,7 +13,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from data_prep import sources
-from scripts import grid, runs
+from scripts import grid
 from scripts.errors import entry_point
 from scripts.launch import launch
 
