@@ -41,10 +41,9 @@ def evaluate_runs(cfg: DictConfig, wanted: Mapping[Path, Sequence[str]]) -> dict
     with full_disk_named(Path(cfg.runs_dir)):
         start = partial(instantiate, cfg.engine, model=checkpoint, adapters=adapters)
         folders = iter(evaluate(jobs, loaded, protocol, tokenizer, start))
-        by_run = {job.run_dir: [next(folders) for _ in job.benchmarks] for job in jobs}
-        for path, run in found.items():
-            tracking.log_evaluation(run, by_run[path])
-    return by_run
+        for run in found.values():
+            tracking.log_evaluation(run)
+    return {job.run_dir: [next(folders) for _ in job.benchmarks] for job in jobs}
 
 
 def load_benchmark(cfg: DictConfig, name: str) -> Benchmark:

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -66,24 +66,26 @@ def summarize(results: dict[str, Any]) -> None:
         run.summary.update(results)
 
 
-def log_evaluation(run: runs.Run, folders: Sequence[Path]) -> None:
-    """Put the scores and a predictions table of each result folder on the run's W&B run, as far as they are not there.
+def log_evaluation(run: runs.Run) -> None:
+    """Put the scores and a predictions table of each evaluation of a run on its W&B run, if one of them is new.
 
     Scores are `score/<table column>`, in percent; those of the rows that the ablation compares are `ablation/<column>`
-    too, since a panel shows the runs that have its metric. If nothing is new, W&B is not started.
+    too, since a panel shows the runs that have its metric. Old results go along: where `wandb sync` joins parts, the
+    summary of the last one replaces the others.
     """
-    new = [folder for folder in folders if not _is_sent(run, folder)]
-    if not new or _mode() == "disabled":
+    found = sorted(run.path.glob("eval/*/metrics.json"), key=_time)
+    receipt = run.path / "wandb" / "evaluation.sent"  # as old as the last sending
+    if not found or _mode() == "disabled" or (receipt.exists() and _time(receipt) >= _time(found[-1])):
         return
     with _started(run.cfg, run.path) as tracker:
-        for folder in new:
-            metrics = json.loads((folder / "metrics.json").read_text())
+        tracker.summary.update(_trained(run.info))
+        for path in found:
+            metrics = json.loads(path.read_text())
             for kind in ("score", "ablation") if is_ablation(run.cfg) else ("score",):
                 tracker.summary.update({f"{kind}/{column}": value for column, value in metrics["scores"].items()})
             tracker.summary.update({f"items/{metrics['label']}": metrics["items"]})
-            tracker.log({f"predictions/{metrics['label']}": _table(folder)})
-    for folder in new:
-        _receipt(run, folder).touch()
+            tracker.log({f"predictions/{metrics['label']}": _table(path.parent)})
+    receipt.touch()
 
 
 def row(cfg: DictConfig) -> DictConfig | None:
@@ -145,14 +147,15 @@ def _current_run() -> Any:
     return wandb and wandb.run
 
 
-def _receipt(run: runs.Run, folder: Path) -> Path:
-    """A file as old as the last sending of a result folder."""
-    return run.path / "wandb" / f"{folder.name}.sent"
+def _trained(info: dict[str, Any]) -> dict[str, Any]:
+    """What the training left in the summary; nothing of a vanilla row."""
+    results = {key: info[key] for key in ("trainable_parameters", "seconds", "metrics", "data") if key in info}
+    losses = results.get("metrics", {})
+    return results | {f"{kind}/loss": losses[key] for kind, key in (("train", "loss"), ("eval", "eval_loss")) if losses}
 
 
-def _is_sent(run: runs.Run, folder: Path) -> bool:
-    receipt = _receipt(run, folder)
-    return receipt.exists() and receipt.stat().st_mtime_ns >= (folder / "metrics.json").stat().st_mtime_ns
+def _time(path: Path) -> int:
+    return path.stat().st_mtime_ns
 
 
 def _table(folder: Path) -> Any:

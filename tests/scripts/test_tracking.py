@@ -69,16 +69,15 @@ def offline(monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
 
 
-def evaluated(path: Path, scores: list[float], name: str = "gsm8k-0123") -> Path:
+def evaluated(path: Path, scores: list[float], name: str = "gsm8k-0123", label: str = "GSM8K") -> None:
     """A result folder with an item per score."""
-    folder = path / "eval" / name
+    folder, column = path / "eval" / name, label.lower()
     with Store(folder) as store:
         for i, score in enumerate(scores):
             row = {"id": f"gsm8k/{i}", "task": "gsm8k", "prompt": f"How many? {i}", "outputs": [f"It is {i}."]}
-            store.add({**row, "predictions": [str(i)], "gold": i, "scores": {"gsm8k": score}, "notes": []})
-    metrics = {"scores": {"gsm8k": sum(scores) / len(scores)}, "items": len(scores), "label": "GSM8K"}
+            store.add({**row, "predictions": [str(i)], "gold": i, "scores": {column: score}, "notes": []})
+    metrics = {"scores": {column: sum(scores) / len(scores)}, "items": len(scores), "label": label}
     (folder / "metrics.json").write_text(json.dumps(metrics))
-    return folder
 
 
 @pytest.fixture
@@ -90,7 +89,8 @@ def vanilla(tmp_path, tiny_cell, offline):
 
 def test_a_training_is_logged_offline_and_its_evaluation_joins_it(tiny, offline):
     path = training.train(tiny("method=mos_r16", "method.r=6", "method.equivalent_rank=4"))
-    tracking.log_evaluation(runs.load(path), [evaluated(path, [100.0, 0.0])])
+    evaluated(path, [100.0, 0.0])
+    tracking.log_evaluation(runs.load(path))
     trained, scored = parts(path)
     for part in (trained, scored):
         (run,) = [record.run for record in part if record.HasField("run")]
@@ -105,10 +105,13 @@ def test_a_training_is_logged_offline_and_its_evaluation_joins_it(tiny, offline)
     assert summary(trained)["trainable_parameters"] == runs.load(path).info["trainable_parameters"]
     final = summary(scored)
     assert (final["score/gsm8k"], final["ablation/gsm8k"], final["items/GSM8K"]) == (50.0, 50.0, 2)
+    for key in ("trainable_parameters", "train/loss", "eval/loss"):
+        assert final[key] == summary(trained)[key], key
 
 
 def test_predictions_are_a_table(vanilla):
-    tracking.log_evaluation(vanilla, [evaluated(vanilla.path, [100.0, 0.0])])
+    evaluated(vanilla.path, [100.0, 0.0])
+    tracking.log_evaluation(vanilla)
     (file,) = vanilla.path.glob("wandb/offline-run-*/files/media/table/predictions/*.json")
     table = json.loads(file.read_text())
     assert table["columns"] == ["id", "task", "prompt", "output", "parsed", "expected", "correct", "scores"]
@@ -119,25 +122,32 @@ def test_predictions_are_a_table(vanilla):
 
 
 def test_a_long_table_is_cut(vanilla):
-    tracking.log_evaluation(vanilla, [evaluated(vanilla.path, [0.0] * (2 * tracking.ROWS))])
+    evaluated(vanilla.path, [0.0] * (2 * tracking.ROWS))
+    tracking.log_evaluation(vanilla)
     (file,) = vanilla.path.glob("wandb/offline-run-*/files/media/table/predictions/*.json")
     ids = [row[0] for row in json.loads(file.read_text())["data"]]
     assert ids == [f"gsm8k/{2 * i}" for i in range(tracking.ROWS)]
 
 
-def test_only_new_results_are_sent_and_nothing_new_starts_nothing(vanilla, monkeypatch):
-    first = evaluated(vanilla.path, [100.0])
-    tracking.log_evaluation(vanilla, [first])
+def test_nothing_new_starts_nothing_and_a_new_result_takes_the_old_ones_along(vanilla, monkeypatch):
+    tracking.log_evaluation(vanilla)  # not evaluated yet
+    evaluated(vanilla.path, [100.0])
+    tracking.log_evaluation(vanilla)
     with monkeypatch.context() as patch:
         patch.setattr(tracking, "_started", None)
-        tracking.log_evaluation(vanilla, [first])
-    second = evaluated(vanilla.path, [0.0, 0.0], "gsm8k-4567")
-    tracking.log_evaluation(vanilla, [first, second])
-    assert [summary(part)["items/GSM8K"] for part in parts(vanilla.path)] == [1, 2]
+        tracking.log_evaluation(vanilla)
+    evaluated(vanilla.path, [0.0, 0.0], "mmlu-4567", "MMLU")
+    tracking.log_evaluation(vanilla)
+    sent = [
+        {k: v for k, v in summary(part).items() if k.startswith(("items", "score"))} for part in parts(vanilla.path)
+    ]
+    first = {"score/gsm8k": 100.0, "items/GSM8K": 1}
+    assert sent == [first, {**first, "score/mmlu": 0.0, "items/MMLU": 2}]
 
 
 def test_a_vanilla_row_has_no_dataset_and_no_budget(vanilla):
-    tracking.log_evaluation(vanilla, [evaluated(vanilla.path, [100.0])])
+    evaluated(vanilla.path, [100.0])
+    tracking.log_evaluation(vanilla)
     (part,) = parts(vanilla.path)
     (run,) = [record.run for record in part if record.HasField("run")]
     assert (run.job_type, list(run.tags)) == ("Vanilla (chat)", ["smol"])
@@ -150,7 +160,8 @@ def test_disabled_and_in_a_second_process_nothing_is_logged(vanilla, monkeypatch
         monkeypatch.setenv(name, value)
     with tracking.tracked(vanilla.cfg, vanilla.path) as reporter:
         assert reporter == "none"
-    tracking.log_evaluation(vanilla, [evaluated(vanilla.path, [100.0])])
+    evaluated(vanilla.path, [100.0])
+    tracking.log_evaluation(vanilla)
     assert not (vanilla.path / "wandb").exists()
 
 
