@@ -65,9 +65,9 @@ class Table:
 class Trained:
     """A trained cell of the results, and its loss curve if its run is on this machine."""
 
-    name: str
+    name: str  # <model>/<run>
     row: Row
-    dataset: str
+    data: str  # training set and model: curves of different ones are in different figures
     info: dict[str, Any]  # of its run.json
     metrics: pd.DataFrame | None
 
@@ -86,7 +86,7 @@ def page(profile: str, results: Path, own_runs: Path) -> str:
     styles = _styles(tables)
     with plt.rc_context(FIGURES):
         sections = [_section(table, render.titles(table.columns[:-1], labels), styles) for table in tables]
-        losses = {name: _loss_curve(name, own, styles) for name, own in _by_dataset(trained).items()}
+        losses = {name: _loss_curve(name, own, styles) for name, own in _by_data(trained).items()}
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -117,7 +117,7 @@ def load_trained(results: Path, own_runs: Path, rows: Sequence[Row]) -> Iterator
             if cell["method"] in row.methods and cell["dataset"] is not None:
                 path = own_runs / model / cell["run"] / "metrics.jsonl"
                 metrics = pd.read_json(path, lines=True) if path.is_file() else None
-                yield Trained(cell["run"], row, cell["dataset"], cell["training"], metrics)
+                yield Trained(f"{model}/{cell['run']}", row, f"{cell['dataset']}, {model}", cell["training"], metrics)
 
 
 def _load_table(profile: str, results: Path, name: str) -> Table:
@@ -238,20 +238,20 @@ def _bars(title: str, points: Sequence[Point], styles: dict[Row, tuple[str, str]
     return _svg(figure, f"average score of MoS and its variants, {title}")
 
 
-def _loss_curve(dataset: str, cells: Sequence[Trained], styles: dict[Row, tuple[str, str]]) -> Markup:
-    figure, axes = _axes(dataset, "step", "loss")
+def _loss_curve(data: str, cells: Sequence[Trained], styles: dict[Row, tuple[str, str]]) -> Markup:
+    figure, axes = _axes(data, "step", "loss")
     for cell in cells:
         assert cell.metrics is not None
         colour, marker = styles[cell.row]
         training, validation = (cell.metrics.dropna(subset=name) for name in ("loss", "eval_loss"))
         axes.plot(training.step, training.loss, color=colour, linestyle=DASHES[marker], linewidth=1.2)
         axes.plot(validation.step, validation.eval_loss, marker, color=colour, markersize=6)
-    return _svg(figure, f"training and validation loss on {dataset}")
+    return _svg(figure, f"training and validation loss on {data}")
 
 
-def _by_dataset(trained: Sequence[Trained]) -> dict[str, list[Trained]]:
-    names = dict.fromkeys(cell.dataset for cell in trained if cell.metrics is not None)
-    return {name: [c for c in trained if c.dataset == name and c.metrics is not None] for name in names}
+def _by_data(trained: Sequence[Trained]) -> dict[str, list[Trained]]:
+    names = dict.fromkeys(cell.data for cell in trained if cell.metrics is not None)
+    return {name: [c for c in trained if c.data == name and c.metrics is not None] for name in names}
 
 
 def _axes(title: str, x: str, y: str) -> tuple[Any, Axes]:

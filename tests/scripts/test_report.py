@@ -104,7 +104,7 @@ def test_plots_are_inline_and_follow_the_page_s_colours(page):
         "average score against trainable parameters, measured, with 95% intervals",
         "average score against trainable parameters, printed in the paper",
         "average score of MoS and its variants, printed in the paper",
-        "training and validation loss on cot",
+        "training and validation loss on cot, smollm2_135m",
     ]
     assert report.INK not in page
     assert "currentColor" in page
@@ -113,10 +113,10 @@ def test_plots_are_inline_and_follow_the_page_s_colours(page):
 
 def test_runs_that_are_not_here_are_named_and_their_losses_listed(page, some_runs):
     assert f"No curve for 6 of 8 trained runs, which are not in <code>{some_runs}</code>" in " ".join(page.split())
-    assert "<li><code>lora_r2-r2-flan_v2-seed0-" in page
-    assert "<li><code>lora_r2-r2-cot-seed0-" not in page
+    assert "<li><code>smollm2_135m/lora_r2-r2-flan_v2-seed0-" in page
+    assert "<li><code>smollm2_135m/lora_r2-r2-cot-seed0-" not in page
     losses = {cells[0].rpartition("-")[0]: cells[1:5] for _, cells in Rows(page).rows}
-    assert losses["mos_r8-r8-cot-seed0"] == ["1.3559", "1.8217", "2.2388", "1.9348"]
+    assert losses["smollm2_135m/mos_r8-r8-cot-seed0"] == ["1.3559", "1.8217", "2.2388", "1.9348"]
 
 
 def test_without_any_run_there_is_no_curve(tmp_path):
