@@ -43,6 +43,12 @@ lr-search:  ## the learning rates of Appendix A at LoRA rank 8, ranked by valida
 mos-search:  ## r, l and p of MoS, ranked by validation loss
 	$(PY) -m scripts.search search=mos $(SETTINGS)
 
+.PHONY: report dashboard
+report:  ## one self-contained page of a profile's tables, plots and loss curves: report/<profile>.html
+	$(PY) -m scripts.report $(SETTINGS)
+dashboard:  ## a W&B workspace of the same, for the runs of TABLE=table2 (needs WANDB_API_KEY)
+	$(PY) -m scripts.dashboard table=$(or $(TABLE),table2) $(SETTINGS)
+
 .PHONY: bench
 bench:  ## time and memory of a MoS step against LoRA's, as a ratio
 	$(PY) -m scripts.bench

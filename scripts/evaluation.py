@@ -13,12 +13,14 @@ import mos
 from data_prep import benchmarks as data
 from eval.engines.vllm import resolve_dtype
 from eval.evaluate import Benchmark, Job, Protocol, evaluate
-from scripts import base_model, runs
+from scripts import base_model, runs, tracking
 from scripts.errors import full_disk_named
 
 
 def evaluate_runs(cfg: DictConfig, wanted: Mapping[Path, Sequence[str]]) -> dict[Path, list[Path]]:
     """Evaluate runs on benchmarks, as far as that is not done; returns the result folders by run.
+
+    What W&B has not seen yet is put on the W&B runs of the trainings.
 
     wanted: run directory -> benchmark names
     Raises FileNotFoundError for an unfinished run; ValueError if the runs differ in their base model, or for a
@@ -39,6 +41,8 @@ def evaluate_runs(cfg: DictConfig, wanted: Mapping[Path, Sequence[str]]) -> dict
     with full_disk_named(Path(cfg.runs_dir)):
         start = partial(instantiate, cfg.engine, model=checkpoint, adapters=adapters)
         folders = iter(evaluate(jobs, loaded, protocol, tokenizer, start))
+        for run in found.values():
+            tracking.log_evaluation(run)
     return {job.run_dir: [next(folders) for _ in job.benchmarks] for job in jobs}
 
 

@@ -14,7 +14,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 
-from scripts import stats
+from scripts import runs, stats
 from scripts.grid import Row
 
 matplotlib.use("Agg")
@@ -22,6 +22,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 AVERAGE = "avg"
+PRINTED = runs.ROOT / "results" / "paper" / "printed"  # results/paper itself is for the tables of that profile
 LABELS = {"mmlu": "MMLU", "bbh": "BBH", "gsm8k": "GSM8K", "tydiqa": "TyDi QA", "humaneval": "HumanEval"}
 METRICS = {"tydiqa_f1": " F1", "tydiqa_em": " EM", "humaneval": " P@1"}
 
@@ -141,9 +142,9 @@ def markdown(
     head: headings of the columns, as `titles` gives them.
     """
     shown = [*columns, AVERAGE]
-    lines = _grid_lines(rows, shown, summary, paper)
+    lines = grid_lines(rows, shown, summary, paper)
     table = _pipe(["Method", "Rank", "Source", "# Param.", *(head[c] for c in shown)], lines)
-    intervals = _pipe(["Method", "Rank", *(head[c] for c in shown)], _interval_lines(rows, shown, summary))
+    intervals = _pipe(["Method", "Rank", *(head[c] for c in shown)], interval_lines(rows, shown, summary))
     copied = "paper†: copied by the paper from PRoLoRA (Wang et al., 2024b)."
     notes = [*notes, copied] if "true" in set(paper.copied_from_prolora) else notes
     parts = [f"# {title}", table, "## Notes", "\n".join(f"- {note}" for note in [*notes, *_comparison_notes(summary)])]
@@ -152,14 +153,15 @@ def markdown(
     return "\n\n".join(parts) + "\n"
 
 
-def _grid_lines(
+def grid_lines(
     rows: Sequence[Row], shown: Sequence[str], summary: pd.DataFrame, paper: pd.DataFrame
 ) -> list[list[str]]:
+    """The cells of the table, two lines per row: label, rank, source, parameters and the `shown` columns as text."""
     lines = []
     for row in rows:
         printed = paper.loc[(row.label, row.rank or "")]
         mark = "†" if printed["copied_from_prolora"] == "true" else ""
-        best = _reported(summary, row)
+        best = reported(summary, row)
         if best.empty:
             measured = [row.rank or "-", "measured", "-", *(["not run"] + [""] * (len(shown) - 1))]
         else:
@@ -169,17 +171,18 @@ def _grid_lines(
     return lines
 
 
-def _interval_lines(rows: Sequence[Row], shown: Sequence[str], summary: pd.DataFrame) -> list[list[str]]:
+def interval_lines(rows: Sequence[Row], shown: Sequence[str], summary: pd.DataFrame) -> list[list[str]]:
+    """Label, rank and the 95% interval of each `shown` column, of the rows that ran."""
     lines = []
     for row in rows:
-        best = _reported(summary, row)
+        best = reported(summary, row)
         if not best.empty:
             cells = [f"{best.loc[c, 'ci_low']:.1f} to {best.loc[c, 'ci_high']:.1f}" for c in shown]
             lines.append([row.label, _rank(row, best), *cells])
     return lines
 
 
-def _reported(summary: pd.DataFrame, row: Row) -> pd.DataFrame:
+def reported(summary: pd.DataFrame, row: Row) -> pd.DataFrame:
     """The lines of the row's better candidate, indexed by column; empty where the row did not run."""
     mine = (summary.label == row.label) & (summary["rank"] == (row.rank or "")) & summary.won.astype(bool)
     return summary[mine].set_index("column")
@@ -288,8 +291,8 @@ def plot(title: str, rows: Sequence[Row], summary: pd.DataFrame, paper: pd.DataF
     for i, row in enumerate(rows):
         style = {"color": f"C{i}", "marker": "os^D"[i // 10], "label": f"{row.label} {row.rank or ''}".strip()}
         printed = paper.loc[(row.label, row.rank or "")]
-        _point(axes[1], style, _number(printed["params"]), float(printed[AVERAGE]))
-        best = _reported(summary, row)
+        _point(axes[1], style, parameter_count(printed["params"]), float(printed[AVERAGE]))
+        best = reported(summary, row)
         if not best.empty:
             line = best.loc[AVERAGE]
             _point(axes[0], style, line["params"], line["value"])
@@ -309,5 +312,6 @@ def _point(axis: Axes, style: Mapping[str, Any], params: float | None, value: fl
         axis.plot(params, value, linestyle="none", **style)
 
 
-def _number(printed: str) -> float | None:
+def parameter_count(printed: str) -> float | None:
+    """Parameters as the paper prints them ("5.00M"); None where it prints none."""
     return float(printed.removesuffix("M")) * 1e6 if printed else None

@@ -13,7 +13,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from data_prep import sources
-from scripts import grid, runs
+from scripts import grid
 from scripts.errors import entry_point
 from scripts.launch import launch
 
@@ -72,7 +72,7 @@ def write(
     found = collect.results(cells, folders)
     entries = collect.entries(found, cfg.table.columns)
     rows = grid.rows(cfg)
-    paper = render.load_paper(runs.ROOT / "results" / "paper" / f"{cfg.table.name}.csv")
+    paper = render.load_paper(render.PRINTED / f"{cfg.table.name}.csv")
     summary = render.summarise(rows, cfg.table.columns, entries, collect.per_task(found))
     remarks = [*notes.of(cfg, overrides, found), *render.candidate_notes(rows, summary)]
     titles = render.titles(cfg.table.columns, collect.labels(found))

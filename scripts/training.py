@@ -269,7 +269,7 @@ def _fit(
             model=model,
             args=_arguments(settings, cfg.seed, checkpoints, reporter),
             data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED, pad_to_multiple_of=8),
-            callbacks=[MetricsFile(path / "metrics.jsonl")],
+            callbacks=[MetricsFile(path / "metrics.jsonl"), tracking.Throughput()],
         )
         try:
             trainer.start(last_checkpoint(checkpoints))

@@ -54,6 +54,13 @@ def test_a_trained_run_is_exported_evaluated_and_not_evaluated_again(cfg, run):
     assert before == (exported.stat().st_mtime_ns, (folder / "metrics.json").stat().st_mtime_ns)
 
 
+def test_an_evaluation_goes_to_w_and_b_once(cfg, run, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for _ in range(2):
+        evaluate_runs(cfg, {run: ["gsm8k"]})
+        assert len(list(run.glob("wandb/offline-run-*"))) == 1
+
+
 def test_runs_on_different_base_models_are_refused(cfg, tiny, run):
     other = training.train(tiny("trainer.quantization.double_quantization=false"))
     with pytest.raises(ValueError, match="must share their base model"):

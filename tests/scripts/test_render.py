@@ -7,11 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scripts import render, runs
+from scripts import grid, render, runs
 from scripts.grid import Row
 from scripts.render import Entry
 
-PAPER = runs.ROOT / "results" / "paper"
 COLUMNS = ["bbh", "tydiqa_f1", "tydiqa_em"]
 ROWS = [
     Row("LoRA", "2", ("lora_r2",), None),
@@ -146,7 +145,7 @@ def test_without_any_run_every_row_says_so(paper: pd.DataFrame) -> None:
 
 @pytest.mark.parametrize("table", ["table1", "table2", "table3"])
 def test_the_paper_s_averages_are_those_of_its_columns(table: str) -> None:
-    paper = render.load_paper(PAPER / f"{table}.csv")
+    paper = render.load_paper(render.PRINTED / f"{table}.csv")
     scores = paper.drop(columns=["source", "params", "avg", "copied_from_prolora"]).astype(float)
     assert (scores.mean(axis=1) - paper.avg.astype(float)).abs().max() <= 0.0101
     assert set(paper.source) == {"paper"}
@@ -157,7 +156,7 @@ def test_every_row_of_a_table_has_the_paper_s_numbers(table: str) -> None:
     from scripts import grid
 
     cfg = grid.compose([f"table={table}"])
-    paper = render.load_paper(PAPER / f"{table}.csv")
+    paper = render.load_paper(render.PRINTED / f"{table}.csv")
     assert [(row.label, row.rank or "") for row in cfg.table.rows] == list(paper.index)
     assert set(cfg.table.columns) <= set(paper.columns)
 
@@ -169,8 +168,12 @@ def test_the_paper_s_numbers_are_those_given() -> None:
     if not given.exists():
         pytest.skip(f"{given} is only there where the reference material is")
     for table, rows in json.loads(given.read_text()).items():
-        paper = render.load_paper(PAPER / f"{table}.csv")
+        paper = render.load_paper(render.PRINTED / f"{table}.csv")
         for row, (_, ours) in zip(rows, paper.iterrows(), strict=True):
             scores = {column: value for column, value in row["scores"].items() if value is not None}
             assert {column: float(ours[column]) for column in scores} == scores
             assert (float(ours["avg"]), ours["params"] or None) == (row["avg"], row["params"])
+
+
+def test_no_profile_writes_its_tables_over_the_paper_s_numbers() -> None:
+    assert render.PRINTED not in [runs.ROOT / "results" / profile for profile in grid.names("profile")]
