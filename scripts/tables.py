@@ -37,7 +37,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def train_missing(cfg: DictConfig, overrides: Sequence[str], cells: Sequence[grid.Cell]) -> None:
-    """Train the cells without a finished run. Exits with a list of the failed ones; the others are finished and kept."""
+    """Train the cells without a finished run. Exits with a list of the failed; the others are finished and kept."""
     missing = grid.untrained(cells)
     print(f"{cfg.table.name}: {len(cells)} cells, {len(missing)} to train", file=sys.stderr)
     failed = _train(cfg, overrides, missing) if missing else []
