@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from multiprocessing import get_context
@@ -32,7 +33,8 @@ def launch(common: Sequence[str], jobs: Sequence[Sequence[str]], launcher: str |
     common:   Hydra overrides that all jobs share;  jobs: the overrides of each
     launcher: a Hydra launcher ("joblib", "slurm", "ray"); None: this machine, `workers` runs at a time
     returns one line per failed job: its overrides and the error. The others have finished.
-    Raises BrokenExecutor if a worker was killed; the other jobs may not have finished then.
+    Raises BrokenExecutor if a worker was killed; the other jobs may not have finished then. OSError if the cluster
+    refuses.
 
     The launcher runs in a process of its own, so that memory of a GPU is free again when evaluation starts.
     """
@@ -41,6 +43,7 @@ def launch(common: Sequence[str], jobs: Sequence[Sequence[str]], launcher: str |
 
 
 def _launch(common: list[str], jobs: list[list[str]], launcher: str | None, workers: int) -> list[str]:
+    warnings.filterwarnings("ignore", "(?s).*ConfigStore schema with the same name", UserWarning)  # ray.yaml, Ray's own
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         api = GlobalHydra.instance().hydra
         assert api is not None
@@ -50,10 +53,14 @@ def _launch(common: list[str], jobs: list[list[str]], launcher: str | None, work
         plugin = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=_train, config=cfg)
         try:
             returns = plugin.launch([[*common, *job] for job in jobs], initial_job_idx=0)
+        except BrokenExecutor:
+            raise
         except Exception as error:
-            if LOST.isdisjoint(kind.__name__ for kind in type(error).__mro__):
-                raise
-            raise BrokenExecutor("The worker was killed.") from None  # others do not survive pickling
+            if type(error).__name__ in LOST:
+                raise BrokenExecutor("The worker was killed.") from None  # others do not survive pickling
+            if isinstance(error, RuntimeError):  # submitit's, of a Slurm that is not there or does not want the job
+                raise OSError(f"launcher={launcher}: {sentence(error)}") from None
+            raise
     return [
         f"{' '.join(job)}: {sentence(result._return_value)}"
         for job, result in zip(jobs, returns, strict=True)

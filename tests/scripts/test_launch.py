@@ -17,8 +17,8 @@ class WorkerCrashedError(Exception):
     """Named as Ray's."""
 
 
-class FailedJobError(type("UncompletedJobError", (RuntimeError,), {})):  # type: ignore[misc]
-    """Named and derived as submitit's."""
+class UncompletedJobError(RuntimeError):
+    """Named as submitit's."""
 
 
 class Plugin:
@@ -34,16 +34,21 @@ def raised(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     launch._launch(["profile=smol"], [["seed=0"]], None, 1)
 
 
-@pytest.mark.parametrize("error", [WorkerCrashedError("gone"), FailedJobError("no output\nin many lines")])
+@pytest.mark.parametrize("error", [WorkerCrashedError("gone"), UncompletedJobError("no output\nin many lines")])
 def test_a_lost_worker_is_a_broken_executor(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     with pytest.raises(BrokenExecutor, match=r"^The worker was killed\.$") as found:
         raised(monkeypatch, error)
     assert pickle.loads(pickle.dumps(found.value)).args == found.value.args  # it comes out of another process
 
 
+def test_a_cluster_that_refuses_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(OSError, match=r"^launcher=None: sbatch: no such partition$"):
+        raised(monkeypatch, RuntimeError("sbatch:\nno such partition"))
+
+
 def test_other_errors_of_a_launcher_stay_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(RuntimeError, match="no such partition"):
-        raised(monkeypatch, RuntimeError("no such partition"))
+    with pytest.raises(KeyError):
+        raised(monkeypatch, KeyError("a bug"))
 
 
 def test_the_names_are_those_of_submitit_and_ray() -> None:
