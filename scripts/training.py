@@ -6,13 +6,14 @@ import resource
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from filelock import FileLock
 from hydra.utils import instantiate
@@ -43,10 +44,12 @@ def train(cfg: DictConfig) -> Path:
     """Train the cell that `cfg` describes, or carry on where a killed run stopped; returns its run directory.
 
     A finished run is left as it is. A vanilla row has nothing to train: its run is the config alone.
+    Started by `accelerate launch`, all its processes train one cell; only the main one writes.
     Raises ValueError, FileNotFoundError and other one-sentence errors before anything is written to the run directory,
     FloatingPointError if the loss is not finite, OSError if the disk is full.
     """
     path = runs.run_dir(cfg)
+    PartialState(cpu=not torch.cuda.is_available())  # joins the other processes
     if _is_done(path):
         return path
     settings = Settings.of(cfg.trainer)
@@ -105,10 +108,11 @@ class Settings:
         for name in ("max_steps", "batch_size", "micro_batch_size", "max_length", "eval_steps", "save_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"trainer.{name}={getattr(self, name)} must be at least 1.")
-        if self.batch_size % self.micro_batch_size:
+        if self.batch_size % (self.micro_batch_size * processes()):
             raise ValueError(
                 f"trainer.batch_size={self.batch_size} is not a multiple of "
-                f"trainer.micro_batch_size={self.micro_batch_size}."
+                f"trainer.micro_batch_size={self.micro_batch_size}"
+                + (f" on each of {processes()} processes; lower the second." if processes() > 1 else ".")
             )
         if not 0 <= self.warmup_ratio < 1:
             raise ValueError(f"trainer.warmup_ratio={self.warmup_ratio} must be at least 0 and below 1.")
@@ -181,7 +185,10 @@ class CellTrainer(Trainer):
             input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], logits_to_keep=kept
         )  # logits (b, k, v)
         total = cross_entropy(outputs.logits.flatten(0, 1).float(), targets[:, kept].flatten(), reduction="sum")
-        loss = total / ((targets != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
+        if num_items_in_batch is None or not model.training:
+            loss = total / (targets != IGNORED).sum()
+        else:
+            loss = total / num_items_in_batch * processes()  # all processes' labels; their gradients are averaged
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -219,14 +226,21 @@ class MetricsFile(TrainerCallback):
         self.path = path
 
     def on_train_begin(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
-        sources.write_text(self.path, "".join(map(_line, state.log_history)))
+        if state.is_world_process_zero:
+            sources.write_text(self.path, "".join(map(_line, state.log_history)))
 
     def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
         control.should_log |= control.should_save  # the sum behind the next mean is not part of a checkpoint
 
     def on_log(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
-        with self.path.open("a") as file:
-            file.write(_line(state.log_history[-1]))
+        if state.is_world_process_zero:
+            with self.path.open("a") as file:
+                file.write(_line(state.log_history[-1]))
+
+
+def processes() -> int:
+    """How many processes train this cell together: more than one under `accelerate launch`."""
+    return PartialState().num_processes
 
 
 def lengths(examples: Dataset) -> list[int]:
@@ -262,7 +276,8 @@ def _fit(
     torch.use_deterministic_algorithms(True, warn_only=True)  # scatter-adds of the CPU, among others
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     checkpoints = path / "checkpoints"
-    with full_disk_named(path), tracking.tracked(cfg, path) as reporter:
+    main = PartialState().is_main_process
+    with full_disk_named(path), tracking.tracked(cfg, path) if main else nullcontext("none") as reporter:
         trainer = CellTrainer(
             settings=settings,
             data=data,
@@ -271,14 +286,18 @@ def _fit(
             data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED, pad_to_multiple_of=8),
             callbacks=[MetricsFile(path / "metrics.jsonl"), tracking.Throughput()],
         )
+        with PartialState().main_process_first():  # it removes incomplete checkpoints before the others look
+            last = last_checkpoint(checkpoints)
         try:
-            trainer.start(last_checkpoint(checkpoints))
+            trainer.start(last)
         finally:
-            last_checkpoint(checkpoints)  # leaves no half-written one behind
-        with runs.new_folder(path / "adapter") as folder:
-            model.save_pretrained(str(folder), save_embedding_layers=False)
+            if main:
+                last_checkpoint(checkpoints)  # leaves no half-written one behind
         results = _results(trainer.state.log_history, model, data)
-        tracking.summarize(results)
+        if main:
+            with runs.new_folder(path / "adapter") as folder:
+                model.save_pretrained(str(folder), save_embedding_layers=False)
+            tracking.summarize(results)
     return results
 
 
@@ -301,13 +320,13 @@ def _results(history: list[dict[str, float]], model: PeftModel, data: Prepared) 
 
 def _arguments(settings: Settings, seed: int, checkpoints: Path, reporter: str) -> TrainingArguments:
     cuda = torch.cuda.is_available()
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(checkpoints),
         seed=seed,
         max_steps=settings.max_steps,
         per_device_train_batch_size=settings.micro_batch_size,
         per_device_eval_batch_size=settings.micro_batch_size,
-        gradient_accumulation_steps=settings.batch_size // settings.micro_batch_size,
+        gradient_accumulation_steps=settings.batch_size // (settings.micro_batch_size * processes()),
         learning_rate=settings.learning_rate,
         lr_scheduler_type=settings.scheduler,
         warmup_steps=math.ceil(settings.warmup_ratio * settings.max_steps),
@@ -329,17 +348,25 @@ def _arguments(settings: Settings, seed: int, checkpoints: Path, reporter: str) 
         remove_unused_columns=False,
         dataloader_pin_memory=cuda,
         use_cpu=not cuda,
+        ddp_find_unused_parameters=False,
         report_to=reporter,
     )
+    arguments._n_gpu = 1  # one process must not spread its batch over all GPUs of the machine (DataParallel)
+    return arguments
 
 
 @contextmanager
 def _claimed(path: Path, cfg: DictConfig) -> Iterator[None]:
-    """Hold the run directory against other processes (a second one waits), with its `config.yaml` in place."""
+    """Hold the run directory against other trainings (a second one waits), with its `config.yaml` in place.
+
+    Of the processes of one training the main one holds it for all.
+    """
+    team = PartialState()
     path.mkdir(parents=True, exist_ok=True)
-    with FileLock(path / ".lock"):
-        if not (path / "config.yaml").exists():  # its time is that of the first start
+    with FileLock(path / ".lock") if team.is_main_process else nullcontext():
+        if team.is_main_process and not (path / "config.yaml").exists():  # its time is that of the first start
             sources.write_text(path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+        team.wait_for_everyone()
         yield
 
 
@@ -347,12 +374,14 @@ def _is_done(path: Path) -> bool:
     if not runs.is_finished(path):
         return False
     shutil.rmtree(path / "checkpoints", ignore_errors=True)  # a kill may have come between the two
-    print(f"{path} is finished already.")
+    PartialState().print(f"{path} is finished already.")
     return True
 
 
 def _finish(path: Path, cfg: DictConfig, results: dict[str, Any]) -> None:
     """Write `run.json`, which makes the run a finished one."""
+    if not PartialState().is_main_process:
+        return
     started = datetime.fromtimestamp((path / "config.yaml").stat().st_mtime, UTC)
     sources.write_json(
         path / "run.json",
@@ -365,6 +394,7 @@ def _finish(path: Path, cfg: DictConfig, results: dict[str, Any]) -> None:
             "method": cfg.method.name,
             "dataset": None if cfg.method.config is None else cfg.dataset.name,
             "seed": cfg.seed,
+            "processes": processes(),
             "started": started.isoformat(timespec="seconds"),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             **results,

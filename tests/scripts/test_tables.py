@@ -152,6 +152,25 @@ def test_a_killed_worker_s_cells_are_tried_once_more(tmp_path: Path, monkeypatch
     assert len(calls) == 2
 
 
+def test_after_a_second_kill_each_cell_is_on_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case(tmp_path)
+    killed = BrokenExecutor("The worker was killed.")
+    calls = launched(monkeypatch, killed, killed, [], killed, *[[]] * 16)
+    with pytest.raises(SystemExit) as exit:
+        tables.train_missing(case.cfg, case.overrides, case.cells)
+    line = " ".join(grid.job(case.cells[1]))
+    assert exit.value.code == f"error: 1 of 18 runs failed:\n{line}: The worker was killed."
+    assert [len(jobs) for jobs in calls] == [18, 18, *[1] * 18]
+
+
+def test_one_cell_is_tried_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case(tmp_path)
+    calls = launched(monkeypatch, *[BrokenExecutor("The worker was killed.")] * 2)
+    with pytest.raises(SystemExit, match="The worker was killed"):
+        tables.train_missing(case.cfg, case.overrides, case.cells[:1])
+    assert len(calls) == 2
+
+
 def test_failed_cells_are_listed_and_stop_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case(tmp_path)
     launched(monkeypatch, ["method=mos_r4 dataset=cot seed=0: it is so."])
