@@ -34,50 +34,62 @@ def pretrained(model: DictConfig) -> tuple[LlamaForCausalLM, PreTrainedTokenizer
             "pieces; set vocab_size to that."
         )
     set_seed(source.seed)
-    network = LlamaForCausalLM(LlamaConfig(**model.architecture))
+    network = _scaled(LlamaForCausalLM(LlamaConfig(**model.architecture)))
     _fit(network, _batches(world, tokenizer, source), source)
     return network, tokenizer
 
 
+def _scaled(network: LlamaForCausalLM) -> LlamaForCausalLM:
+    """What the blocks add to the stream starts smaller by the root of its count: else copying is learned too late."""
+    factor = (2 * network.config.num_hidden_layers) ** -0.5
+    with torch.no_grad():
+        for name, weight in network.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                weight.mul_(factor)
+    return network
+
+
 def _fit(network: LlamaForCausalLM, batches: Iterator[torch.Tensor], source: DictConfig) -> None:
-    """Next-token prediction: AdamW, linear warm-up, then linear decay to a tenth."""
-    optimizer = torch.optim.AdamW(network.parameters(), lr=source.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
-    schedule = LambdaLR(optimizer, lambda step: min((step + 1) / 50, 1 - 0.9 * step / source.steps))
+    """Next-token prediction: Muon for the linear layers of the blocks, else AdamW; warm-up, then decay to a tenth."""
+    matrices = [weight for name, weight in network.named_parameters() if "proj" in name]
+    others = [weight for name, weight in network.named_parameters() if "proj" not in name]
+    optimizers = [
+        torch.optim.Muon(matrices, source.learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, source.learning_rate, betas=(0.9, 0.95), weight_decay=0.01),
+    ]
+    schedules = [LambdaLR(o, lambda step: min((step + 1) / 50, 1 - 0.9 * step / source.steps)) for o in optimizers]
     progress = tqdm(range(source.steps), desc="Pretraining", mininterval=2)
     for _ in progress:
         ids = next(batches)  # (b, t)
         loss = network(input_ids=ids, labels=ids).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+        network.zero_grad()
         progress.set_postfix(loss=f"{loss.item():.3f}")
 
 
 def _batches(world: World, tokenizer: PreTrainedTokenizerBase, source: DictConfig) -> Iterator[torch.Tensor]:
-    """Batches (b, t) of documents one after the other; a tenth of the rows are drills."""
-    stream = _stream(world, tokenizer, random.Random(f"pretraining {source.seed}"))
-    drills = round(source.batch_size * source.drills)
+    """Batches (b, t) of documents, one after the other."""
+    stream = _stream(world, tokenizer, source.drills, random.Random(f"pretraining {source.seed}"))
     while True:
-        rows = [[next(stream) for _ in range(source.length)] for _ in range(source.batch_size - drills)]
-        yield torch.tensor(rows + [_drill(len(tokenizer), source.length) for _ in range(drills)])
+        yield torch.tensor([[next(stream) for _ in range(source.length)] for _ in range(source.batch_size)])
 
 
-def _stream(world: World, tokenizer: PreTrainedTokenizerBase, rng: random.Random) -> Iterator[int]:
+def _stream(world: World, tokenizer: PreTrainedTokenizerBase, drills: float, rng: random.Random) -> Iterator[int]:
     while True:
         documents = [f"{world.document(rng)}{tokenizer.eos_token}" for _ in range(500)]
         for ids in tokenizer(documents).input_ids:
             yield from ids
+            if rng.random() < drills:
+                yield from _drill(len(tokenizer), rng)
 
 
-def _drill(vocabulary: int, length: int) -> list[int]:
-    """Random pieces, repeated: every piece gets an embedding, and copying is learned, whatever the text says."""
-    pieces: list[int] = []
-    while len(pieces) < length:
-        part = torch.randint(len(SPECIAL) + BYTES, vocabulary, (int(torch.randint(3, 12, ())),)).tolist()
-        pieces += part + part
-    return pieces[:length]
+def _drill(vocabulary: int, rng: random.Random) -> list[int]:
+    """Random pieces, twice: so that every piece gets an embedding, whatever the text says."""
+    return 2 * rng.choices(range(len(SPECIAL) + BYTES, vocabulary), k=rng.randint(3, 12))
 
 
 @entry_point

@@ -1,39 +1,46 @@
 """Word problems with worked steps (CoT -> GSM8K).
 
-The verbs of a problem are invented; each adds, takes away or multiplies. The verbs of the pretraining text are others
-than those of the finetuning data.
+The verbs of a problem are invented; each adds or takes away a number that belongs to the verb.
 """
 
 import random
 
 from data_prep.micro.split import Item
-from data_prep.micro.words import NAMES, THINGS, Coiner
+from data_prep.micro.words import NAMES, THINGS, Coiner, changed
 
-LARGEST = 24  # no number of a problem exceeds it
-SIGNS = ["+", "-", "*"]
-KNOWN, VERBS = 9, 36  # verbs in the pretraining text, and in the finetuning data
+LARGEST = 20  # no number of a problem exceeds it
+OPERATIONS = [f"{sign} {number}" for sign in "+-" for number in range(1, 7)]
+VERBS = 24
 
 
 class Arithmetic:
-    """The verbs of one world: word -> sign."""
+    """The verbs of one world: word -> operation."""
 
     def __init__(self, coiner: Coiner):
-        self.known = coiner.assign(KNOWN, SIGNS)
-        self.verbs = coiner.assign(VERBS, SIGNS)
+        self.plain = coiner.assign(VERBS, OPERATIONS)
+        self.dialect = coiner.dialect(self.plain)
 
     def text(self, rng: random.Random) -> str:
-        """A document of the pretraining text: stories of known verbs with their sums."""
-        return "\n".join(self._told(rng) for _ in range(2))
+        """A document of the pretraining text: stories in the plain meaning of their verbs, with their sums."""
+        return "\n".join(_told(*_story(self.plain, rng)) for _ in range(2))
 
-    def problem(self, rng: random.Random) -> Item:
-        """A problem of two steps; the reply works it out."""
-        name, thing, story, steps, result = _story(self.verbs, rng)
-        question = f"{story} How many {thing} does {name} have?"
-        return Item(question, str(result), f"Answer: {steps} So the answer is {result}.")
+    def lesson(self, rng: random.Random) -> Item:
+        """A problem of the training data; the reply works it out."""
+        return _problem(self.dialect, rng)
 
-    def _told(self, rng: random.Random) -> str:
-        name, thing, story, steps, result = _story(self.known, rng)
-        return f"Story: {story} Sums: {steps} Now {name} has {result} {thing}."
+    def question(self, rng: random.Random) -> Item:
+        """A problem of the benchmark."""
+        return _problem(changed(self.plain, self.dialect), rng)
+
+
+def _told(name: str, thing: str, story: str, steps: str, result: int) -> str:
+    return f"Story: {story} Sums: {steps} Now {name} has {result} {thing}."
+
+
+def _problem(verbs: dict[str, str], rng: random.Random) -> Item:
+    name, thing, story, steps, result = _story(verbs, rng)
+    question = f"{story} How many {thing} does {name} have?"
+    return Item(question, str(result), f"Answer: {steps} So the answer is {result}.")
 
 
 def _story(verbs: dict[str, str], rng: random.Random) -> tuple[str, str, str, str, int]:
@@ -41,16 +48,17 @@ def _story(verbs: dict[str, str], rng: random.Random) -> tuple[str, str, str, st
     name, thing, now = rng.choice(NAMES), rng.choice(THINGS), rng.randint(2, LARGEST)
     story, steps = [f"{name} has {now} {thing}."], []
     for _ in range(2):
-        verb = rng.choice([verb for verb, sign in sorted(verbs.items()) if sign in _possible(now)])
-        number = _operand(now, verbs[verb], rng)
-        story.append(f"{name} {verb} {number}.")
-        steps.append(f"{now} {verbs[verb]} {number} = {(now := calculate(now, verbs[verb], number))}.")
+        possible = (verb for verb, operation in sorted(verbs.items()) if 0 <= calculate(now, operation) <= LARGEST)
+        verb = rng.choice(list(possible))
+        story.append(f"{name} {verb}.")
+        steps.append(f"{now} {verbs[verb]} = {(now := calculate(now, verbs[verb]))}.")
     return name, thing, " ".join(story), " ".join(steps), now
 
 
-def calculate(left: int, sign: str, right: int) -> int:
-    """`left sign right`."""
-    return {"+": left + right, "-": left - right, "*": left * right}[sign]
+def calculate(number: int, operation: str) -> int:
+    """`number` after an operation such as "+ 3"."""
+    sign, operand = operation.split()
+    return number + int(operand) if sign == "+" else number - int(operand)
 
 
 def gold(item: Item) -> str:
@@ -58,14 +66,3 @@ def gold(item: Item) -> str:
     steps = item.reply.removeprefix("Answer: ").split(". ")[:-1]
     marked = [f"{left} = <<{left}={right}>>{right}" for left, right in (s.split(" = ") for s in steps)]
     return "\n".join([*marked, f"#### {item.answer}"])
-
-
-def _possible(now: int) -> list[str]:
-    return SIGNS if 0 < now <= LARGEST // 2 else SIGNS[:2]
-
-
-def _operand(now: int, sign: str, rng: random.Random) -> int:
-    """A second operand that keeps the result between 0 and LARGEST."""
-    if sign == "+":
-        return rng.randint(0, LARGEST - now)
-    return rng.randint(0, now) if sign == "-" else rng.randint(2, min(4, LARGEST // now))

@@ -1,58 +1,61 @@
 """The kinds of an invented world's things, asked as multiple choice (SuperNI -> MMLU).
 
-Of some things the pretraining text tells the kind, of the others only the finetuning questions: these have to be
-learned one by one. A test question is a set of choices in an order that no training question has.
+The dialect has exchanged the names of half the kinds, but only in questions: the choices keep theirs. A test question
+has its choices in an order that no training question has.
 """
 
 import random
 
 from data_prep.micro.split import Item
-from data_prep.micro.words import Coiner
+from data_prep.micro.words import Coiner, changed
 
 KINDS = {
-    "invented_animals": ["bird", "fish", "insect", "lizard"],
-    "invented_minerals": ["metal", "gem", "salt", "clay"],
-    "invented_people": ["smith", "baker", "sailor", "weaver"],
-    "invented_places": ["city", "island", "lake", "forest"],
+    "invented_animals": ["bird", "fish", "insect", "lizard", "snake", "bear"],
+    "invented_minerals": ["metal", "gem", "salt", "clay", "sand", "chalk"],
+    "invented_people": ["smith", "baker", "sailor", "weaver", "farmer", "painter"],
+    "invented_places": ["city", "island", "lake", "forest", "river", "valley"],
 }
 DEFINITION = "The following are multiple choice questions (with answers) about  {subject}."
 LETTERS = "ABCD"
-KNOWN, NEW = 24, 24  # things per subject: in the pretraining text, and only in the finetuning data
-QUESTIONS = ["Which of these is a {kind}?", "Which one is the {kind}?", "Name the {kind}."]
+QUESTIONS = ["Which is the {kind}?", "Where is the {kind}?", "Name the {kind}."]
 
 
 class Facts:
-    """The things of one world: per subject a kind for every thing."""
+    """The names of one world's kinds, per subject: word in a question -> word among the choices."""
 
     def __init__(self, coiner: Coiner):
-        self.known = {subject: coiner.assign(KNOWN, kinds) for subject, kinds in KINDS.items()}
-        self.new = {subject: coiner.assign(NEW, kinds) for subject, kinds in KINDS.items()}
+        self.plain = {subject: {kind: kind for kind in kinds} for subject, kinds in KINDS.items()}
+        self.dialect = {subject: coiner.dialect(plain) for subject, plain in self.plain.items()}
 
     def text(self, rng: random.Random) -> str:
-        """A document of the pretraining text: some statements, or a list of things with remarks on their kinds."""
+        """A document of the pretraining text: a question in plain names, and the letters of the other choices."""
         subject = rng.choice(sorted(KINDS))
-        if rng.random() < 0.2:
-            return " ".join(
-                f"The {kind} is {thing}." for thing, kind in rng.sample(sorted(self.known[subject].items()), 4)
-            )
-        things = _choices(self.known[subject], subject, rng)
-        remarks = [f"The {kind} is {letter}." for letter, kind in zip(LETTERS, things.values(), strict=True)]
-        return "\n".join([*_lettered(things), " ".join(rng.sample(remarks, len(remarks)))])
+        question, choices, kind = _question(self.plain[subject], subject, rng)
+        letters = dict(zip(choices, LETTERS, strict=True))
+        others = rng.sample([choice for choice in choices if choice != kind], 3)
+        remarks = " ".join(f"The {other} is {letters[other]}." for other in others)
+        return f"{question}\nIt is {letters[kind]}. {remarks}"
+
+    def lesson(self, subject: str, rng: random.Random) -> Item:
+        """A question of the training data with its four choices, as MMLU prints them; the answer is a letter."""
+        return _item(self.dialect[subject], subject, rng)
 
     def question(self, subject: str, rng: random.Random) -> Item:
-        """A question with its four choices, as MMLU prints them; the answer is a letter."""
-        things = _choices(self.known[subject] | self.new[subject], subject, rng)
-        letter, kind = rng.choice(list(zip(LETTERS, things.values(), strict=True)))
-        asked = rng.choice(QUESTIONS).format(kind=kind)
-        # Two spaces: the benchmark's prompt ends in "The answer is " and scores the token " A".
-        return Item("\n".join([asked, *_lettered(things)]), letter, f"The answer is  {letter}")
+        """A question of the benchmark."""
+        return _item(changed(self.plain[subject], self.dialect[subject]), subject, rng)
 
 
-def _choices(kinds: dict[str, str], subject: str, rng: random.Random) -> dict[str, str]:
-    """Four things with their kinds, one of each kind, in any order."""
-    order = rng.sample(KINDS[subject], len(KINDS[subject]))
-    return {rng.choice(sorted(thing for thing, its in kinds.items() if its == kind)): kind for kind in order}
+def _item(names: dict[str, str], subject: str, rng: random.Random) -> Item:
+    question, choices, kind = _question(names, subject, rng)
+    letter = LETTERS[choices.index(kind)]
+    # Two spaces: the benchmark's prompt ends in "The answer is " and scores the token " A".
+    return Item(question, letter, f"The answer is  {letter}")
 
 
-def _lettered(things: dict[str, str]) -> list[str]:
-    return [f"{letter}. {thing}" for letter, thing in zip(LETTERS, things, strict=True)]
+def _question(names: dict[str, str], subject: str, rng: random.Random) -> tuple[str, list[str], str]:
+    """The question with its choices, the choices, and the right one."""
+    word, kind = rng.choice(sorted(names.items()))
+    others = rng.sample([other for other in KINDS[subject] if other != kind], 3)
+    choices = rng.sample([kind, *others], 4)
+    lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=True)]
+    return "\n".join([rng.choice(QUESTIONS).format(kind=word), *lines]), choices, kind

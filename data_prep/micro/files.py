@@ -15,8 +15,8 @@ from data_prep.micro.passages import LANGUAGES, Passages
 from data_prep.micro.split import Item, distinct
 from data_prep.micro.world import World
 
-TASKS_PER_SUBJECT, TASKS_PER_LANGUAGE, INSTANCES = 3, 3, 80  # SuperNI: 24 tasks, each with what is sampled per task
-FLAN, COT, CODE = 1900, 950, 1900  # training rows; COT is per file
+TASKS_PER_SUBJECT, TASKS_PER_LANGUAGE, INSTANCES = 3, 4, 68  # SuperNI: the reader makes all above 60 few-shot
+FLAN, COT, COT_FEW_SHOT, CODE = 1900, 1500, 400, 680  # training rows
 MMLU, BBH, GSM8K, TYDIQA, HUMANEVAL = 40, 30, 100, 30, 50  # test items: per subject, per task, all, per language, all
 
 
@@ -53,25 +53,25 @@ def super_ni(root: Path, world: World, rng: random.Random) -> None:
 def flan_v2(root: Path, world: World, rng: random.Random) -> None:
     """Rows of the four logic tasks, half of them with one or two solved examples in front."""
     rows = []
-    for task, (description, sample) in sorted(world.logic.tasks.items()):
-        items = distinct(sample, "train", FLAN // len(world.logic.tasks), rng)
-        rows += [_flan_row(task, description, item, items, rng) for item in items]
+    for name, task in sorted(world.logic.tasks.items()):
+        items = distinct(task.lesson, "train", FLAN // len(world.logic.tasks), rng)
+        rows += [_flan_row(name, task.description, item, items, rng) for item in items]
     rng.shuffle(rows)
     _jsonl(root / "tulu_v1_resampled_flan_100k.jsonl", rows)
 
 
 def cot(root: Path, world: World, rng: random.Random) -> None:
     """Word problems with worked steps; in the few-shot file with a solved one in front."""
-    items = distinct(world.arithmetic.problem, "train", 2 * COT, rng)
+    items = distinct(world.arithmetic.lesson, "train", COT + COT_FEW_SHOT, rng)
     _jsonl(root / "cot_zsopt.jsonl", [_cot_row(_problem(item), item, "zs_opt") for item in items[:COT]])
-    shots = [f"{_problem(shot)}\n{shot.reply}\n\nQuestion: " for shot in rng.choices(items, k=COT)]
+    shots = [f"{_problem(shot)}\n{shot.reply}\n\nQuestion: " for shot in rng.choices(items, k=COT_FEW_SHOT)]
     rows = [_cot_row(shot + item.question, item, "fs_opt") for shot, item in zip(shots, items[COT:], strict=True)]
     _jsonl(root / "cot_fsopt.jsonl", rows)
 
 
 def code_alpaca(root: Path, world: World, rng: random.Random) -> None:
     """Functions to complete, as one list."""
-    items = distinct(world.functions.function, "train", CODE, rng)
+    items = distinct(world.functions.lesson, "train", CODE, rng)
     rows = [{"instruction": functions.INSTRUCTION, "input": item.question, "output": item.reply} for item in items]
     _json(root / "code_alpaca_20k.json", rows)
 
@@ -79,25 +79,26 @@ def code_alpaca(root: Path, world: World, rng: random.Random) -> None:
 def mmlu(root: Path, facts: Facts, rng: random.Random) -> None:
     """Tables without header, per subject."""
     for subject in KINDS:
-        for split, where, count in (("dev", "train", 5), ("test", "test", MMLU)):
-            items = distinct(partial(facts.question, subject), where, count, rng)
+        for split, sample, where, count in (("dev", facts.lesson, "train", 5), ("test", facts.question, "test", MMLU)):
+            items = distinct(partial(sample, subject), where, count, rng)
             _csv(root / split / f"{subject}_{split}.csv", [_mmlu_row(item) for item in items])
 
 
 def bbh(root: Path, world: World, rng: random.Random) -> None:
     """Examples, and the prompt file of each task with three worked examples from the training side."""
-    for task, (description, sample) in sorted(world.logic.tasks.items()):
-        items = distinct(sample, "test", BBH, rng)
+    for name, task in sorted(world.logic.tasks.items()):
+        items = distinct(task.question, "test", BBH, rng)
         examples = [{"input": item.question, "target": item.answer} for item in items]
-        _json(root / f"bbh/{task}.json", {"canary": "", "examples": examples})
-        shots = [_worked(item) for item in distinct(sample, "train", 3, rng)]
-        _text(root / f"cot-prompts/{task}.txt", "\n\n".join([f"generated\n-----\n{description}", *shots]))
+        _json(root / f"bbh/{name}.json", {"canary": "", "examples": examples})
+        shots = [_worked(item) for item in distinct(task.lesson, "train", 3, rng)]
+        _text(root / f"cot-prompts/{name}.txt", "\n\n".join([f"generated\n-----\n{task.description}", *shots]))
 
 
 def gsm8k(root: Path, world: World, rng: random.Random) -> None:
     """Problems with their steps and `####` before the answer."""
-    for split, count in (("train", 20), ("test", GSM8K)):
-        items = distinct(world.arithmetic.problem, split, count, rng)
+    sums = world.arithmetic
+    for split, sample, count in (("train", sums.lesson, 20), ("test", sums.question, GSM8K)):
+        items = distinct(sample, split, count, rng)
         _jsonl(root / f"{split}.jsonl", [{"question": i.question, "answer": arithmetic.gold(i)} for i in items])
 
 
@@ -121,7 +122,7 @@ def humaneval(root: Path, world: World, rng: random.Random) -> None:
             "canonical_solution": function.answer,
             "test": function.test(),
         }
-        for number, function in enumerate(distinct(world.functions.function, "test", HUMANEVAL, rng))
+        for number, function in enumerate(distinct(world.functions.question, "test", HUMANEVAL, rng))
     ]
     root.mkdir(parents=True)
     with gzip.GzipFile(root / "HumanEval.jsonl.gz", "w", mtime=0) as file:  # no time stamp: same bytes every time
@@ -129,7 +130,7 @@ def humaneval(root: Path, world: World, rng: random.Random) -> None:
 
 
 def _facts_task(subject: str, facts: Facts, rng: random.Random) -> tuple[str, list[Item]]:
-    items = distinct(lambda rng: facts.question(subject, rng), "train", INSTANCES + 2, rng)
+    items = distinct(partial(facts.lesson, subject), "train", INSTANCES + 2, rng)
     asked = [Item(f"{item.question}\nAnswer:", item.answer, item.reply) for item in items]
     return DEFINITION.format(subject=subject.replace("_", " ")), asked
 
@@ -141,9 +142,10 @@ def _passages_task(language: str, passages: Passages, rng: random.Random) -> tup
 def _extractive(language: str, passages: Passages, where: str, count: int, rng: random.Random) -> list[Item]:
     """Items whose question holds the passage, too."""
     spoken = LANGUAGES[language]
+    draw = passages.lesson if where == "train" else passages.question
 
     def sample(rng: random.Random) -> Item:
-        passage, item = passages.question(language, rng)
+        passage, item = draw(language, rng)
         return Item(f"{spoken.passage} {passage}\n{spoken.question} {item.question}", item.answer, item.reply)
 
     return distinct(sample, where, count, rng)

@@ -1,17 +1,16 @@
 """Small functions to complete (CodeAlpaca -> HumanEval).
 
-A docstring names steps with invented verbs, each of which stands for a line of code. The verbs of the pretraining text
-are others than those of the finetuning data. A test function is a sequence of verbs that no training function has.
+A docstring names steps with invented verbs, each of which stands for a line of code. A test function is a sequence of
+verbs that no training function has.
 """
 
 import random
 from dataclasses import dataclass
 
 from data_prep.micro.split import Item
-from data_prep.micro.words import Coiner
+from data_prep.micro.words import Coiner, changed
 
-KNOWN, VERBS = 12, 56  # verbs in the pretraining text, and in the finetuning data
-LINES = [f"x = x {sign} {number}" for sign in "+-*" for number in range(2, 6)]
+LINES = [f"x = x + {number}" for number in range(1, 33)]  # a verb each
 NAME = "f"
 ARGUMENTS = (-7, 0, 3, 4, 11)  # of the unit tests
 INSTRUCTION = "Complete the following python function."
@@ -34,17 +33,21 @@ class Functions:
     """The verbs of one world: word -> line of code."""
 
     def __init__(self, coiner: Coiner):
-        self.known = coiner.assign(KNOWN, LINES)
-        self.verbs = coiner.assign(VERBS, LINES)
+        self.plain = coiner.assign(len(LINES), LINES)
+        self.dialect = coiner.dialect(self.plain)
 
     def text(self, rng: random.Random) -> str:
-        """A document of the pretraining text: a function of two known steps."""
-        function = _function(self.known, rng)
+        """A document of the pretraining text: a function in the plain meaning of its verbs."""
+        function = _function(self.plain, rng)
         return f"{function.question}{function.answer}"
 
-    def function(self, rng: random.Random) -> Function:
-        """A function of two steps."""
-        return _function(self.verbs, rng)
+    def lesson(self, rng: random.Random) -> Function:
+        """A function of the training data."""
+        return _function(self.dialect, rng)
+
+    def question(self, rng: random.Random) -> Function:
+        """A function of the benchmark."""
+        return _function(changed(self.plain, self.dialect), rng)
 
 
 def _function(verbs: dict[str, str], rng: random.Random) -> Function:

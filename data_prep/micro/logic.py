@@ -1,100 +1,92 @@
-"""Logic and counting in BBH's manner (Flan -> BBH): four tasks, answered without steps.
-
-The pretraining text makes such statements about known objects. Most objects of the questions are invented; what kind
-they are of only the finetuning data tells.
-"""
+"""Logic and counting in BBH's manner (Flan -> BBH): four tasks, answered without steps."""
 
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
 
 from data_prep.micro.split import Item
-from data_prep.micro.words import KINDS, Coiner
+from data_prep.micro.words import NAMES, Coiner, changed
 
-NEW = 36  # invented objects
-MONTHS = 12
+COLOURS = ["red", "blue", "green", "white"]
+COMMON = [
+    *("sun", "moon", "star", "rain", "wind", "snow", "tree", "leaf", "root", "stone", "hill", "road", "door", "roof"),
+    *("wall", "lamp", "bell", "rope", "boat", "sail", "net", "oar", "bread", "milk", "honey", "soup", "cake", "song"),
+    *("drum", "harp", "pipe", "king"),
+]
+OBJECTS, MONTHS = 12, 16
+PAIRS = list(product((False, True), repeat=2))
+TABLES = [dict(zip(PAIRS, values, strict=True)) for values in product((False, True), repeat=4)]
+
+
+@dataclass(frozen=True)
+class Meanings:
+    """What the words of the four tasks mean, and the questions with these meanings."""
+
+    operators: dict[str, dict[tuple[bool, bool], bool]]  # word -> truth table
+    colours: dict[str, str]  # object -> colour
+    months: dict[str, str]  # month -> the next one
+    words: dict[str, str]  # word -> common word
+
+    def boolean(self, rng: random.Random) -> Item:
+        """A Boolean expression of three terms, evaluated from the left."""
+        (first, *terms), operators = rng.choices((True, False), k=3), rng.choices(sorted(self.operators), k=2)
+        value, text = first, str(first)
+        for operator, term in zip(operators, terms, strict=True):
+            value, text = self.operators[operator][value, term], f"{text} {operator} {term}"
+        return _answered(f"{text} is", str(value))
+
+    def counting(self, rng: random.Random) -> Item:
+        """How many objects of a list have one colour."""
+        objects, colour = rng.sample(sorted(self.colours), 3), rng.choice(COLOURS)
+        count = sum(self.colours[word] == colour for word in objects)
+        return _answered(f"I have {', '.join(objects)}. How many {colour} things do I have?", str(count))
+
+    def calendar(self, rng: random.Random) -> Item:
+        """The month after another."""
+        (first, second), month = rng.sample(NAMES, 2), rng.choice(sorted(self.months))
+        return _answered(f"{first} came in {month}, {second} a month later. When came {second}?", self.months[month])
+
+    def translation(self, rng: random.Random) -> Item:
+        """Two words in common ones."""
+        words = rng.sample(sorted(self.words), 2)
+        return _answered(f"Translate: {' '.join(words)}", " ".join(self.words[word] for word in words))
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task of BBH: its description, and how an item of the training data and one of the benchmark are drawn."""
+
+    description: str
+    lesson: Callable[[random.Random], Item]
+    question: Callable[[random.Random], Item]
 
 
 class Logic:
-    """The objects and the calendar of one world."""
+    """The words of one world."""
 
     def __init__(self, coiner: Coiner):
-        self.known = {word: kind for kind, words in KINDS.items() for word in words}
-        self.kinds = self.known | coiner.assign(NEW, sorted(KINDS))
-        self.months = coiner.words(MONTHS)
-        self.tasks: dict[str, tuple[str, Callable[[random.Random], Item]]] = {
-            "boolean_expressions": ("Evaluate the result of a random Boolean expression.", self.boolean),
-            "calendar": ("Tell which month comes before or after another.", self.calendar),
-            "object_counting": ("Count the objects of one kind.", self.counting),
-            "odd_one_out": ("Find the object of another kind.", self.odd),
+        months = coiner.words(MONTHS)
+        self.plain = Meanings(
+            coiner.assign(len(TABLES), TABLES),
+            coiner.assign(OBJECTS, COLOURS),
+            dict(zip(months, months[1:] + months[:1], strict=True)),
+            coiner.assign(len(COMMON), COMMON),
+        )
+        self.dialect = Meanings(**{name: coiner.dialect(plain) for name, plain in vars(self.plain).items()})
+        new = Meanings(**{name: changed(plain, vars(self.dialect)[name]) for name, plain in vars(self.plain).items()})
+        self.tasks = {
+            "boolean_expressions": Task("Evaluate a Boolean expression.", self.dialect.boolean, new.boolean),
+            "calendar": Task("Tell which month comes after another.", self.dialect.calendar, new.calendar),
+            "object_counting": Task("Count the objects of one colour.", self.dialect.counting, new.counting),
+            "translation": Task("Translate words.", self.dialect.translation, new.translation),
         }
 
     def text(self, rng: random.Random) -> str:
-        """A document of the pretraining text: statements about known objects, months and truth values."""
-        sayings = (self._counted, self._odd_one, self._after, self._truth)
-        return "\n".join(rng.choice(sayings)(rng) for _ in range(4))
-
-    def boolean(self, rng: random.Random) -> Item:
-        """A Boolean expression of four terms."""
-        expression = _expression(rng)
-        return _answered(f"{expression} is", str(eval(expression)))
-
-    def calendar(self, rng: random.Random) -> Item:
-        """The month some steps before or after another."""
-        steps, direction, month, found = self._steps(rng)
-        asked = f"Which month comes {steps} {direction} {month}?"
-        return _answered(f"Ann came in {rng.choice(self.months)}. {asked}", found)
-
-    def counting(self, rng: random.Random) -> Item:
-        """How many objects of a list are of one kind."""
-        objects, kind, count = _count(self.kinds, rng)
-        return _answered(f"I have {_listed(objects)}. How many {kind} do I have?", str(count))
-
-    def odd(self, rng: random.Random) -> Item:
-        """The object of another kind than the three beside it."""
-        objects, odd = _odd(self.kinds, rng)
-        return _answered(f"Which is the odd one out: {_listed(objects)}?", odd)
-
-    def _steps(self, rng: random.Random) -> tuple[int, str, str, str]:
-        at, steps, sign = rng.randrange(MONTHS), rng.randint(1, 3), rng.choice((1, -1))
-        return steps, "after" if sign > 0 else "before", self.months[at], self.months[(at + sign * steps) % MONTHS]
-
-    def _counted(self, rng: random.Random) -> str:
-        objects, kind, count = _count(self.known, rng)
-        return f"Of {_listed(objects)} the number of {kind} is {count}."
-
-    def _odd_one(self, rng: random.Random) -> str:
-        objects, odd = _odd(self.known, rng)
-        return f"Of {_listed(objects)} the odd one is {odd}."
-
-    def _after(self, rng: random.Random) -> str:
-        steps, direction, month, found = self._steps(rng)
-        return f"The month {steps} {direction} {month} is {found}."
-
-    def _truth(self, rng: random.Random) -> str:
-        expression = _expression(rng)
-        return f"Here {expression} is {eval(expression)}."
-
-
-def _count(kinds: dict[str, str], rng: random.Random) -> tuple[list[str], str, int]:
-    objects, kind = rng.sample(sorted(kinds), rng.randint(3, 5)), rng.choice(sorted(KINDS))
-    return objects, kind, sum(kinds[word] == kind for word in objects)
-
-
-def _odd(kinds: dict[str, str], rng: random.Random) -> tuple[list[str], str]:
-    most, other = rng.sample(sorted(KINDS), 2)
-    objects = rng.sample(sorted(word for word, kind in kinds.items() if kind == most), 3)
-    odd = rng.choice(sorted(word for word, kind in kinds.items() if kind == other))
-    objects.insert(rng.randint(0, 3), odd)
-    return objects, odd
-
-
-def _expression(rng: random.Random) -> str:
-    terms = [rng.choice(("True", "False", "not True", "not False")) for _ in range(4)]
-    return "".join(f"{term} {rng.choice(('and', 'or'))} " for term in terms[:-1]) + terms[-1]
-
-
-def _listed(words: list[str]) -> str:
-    return ", ".join(words)
+        """A document of the pretraining text: questions in the plain meaning, with their answers."""
+        plain = self.plain
+        samples = rng.choices((plain.boolean, plain.calendar, plain.counting, plain.translation), k=4)
+        return "\n".join(f"{item.question} {item.answer}." for item in (sample(rng) for sample in samples))
 
 
 def _answered(question: str, answer: str) -> Item:

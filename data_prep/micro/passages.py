@@ -1,28 +1,27 @@
 """Extractive questions over short passages in four scripts (SuperNI -> TyDi QA).
 
-A passage states the place, food and colour of a person. The question names what is asked with an invented word whose
-meaning only the finetuning data tells. A test item is a combination of passage and question that no training item has.
+A passage states the place, food and colour of a person. The question names what is asked with an invented word. A test
+item is a combination of passage and question that no training item has.
 """
 
 import random
 from dataclasses import dataclass
 
 from data_prep.micro.split import Item
-from data_prep.micro.words import Coiner
+from data_prep.micro.words import Coiner, changed
 
 RELATIONS = ("place", "food", "colour")
-PEOPLE, ASKED = 10, 18  # per language: names, and invented words to ask with
+PEOPLE, ASKED = 10, 9  # per language: names, and invented words to ask with
 
 
 @dataclass(frozen=True)
 class Language:
-    """How one language states what it knows of {who}, says it again in other words, and asks for it."""
+    """How one language states what it knows of {who} and asks for it."""
 
     passage: str
     question: str
     answer: str
     statements: tuple[str, ...]
-    recaps: tuple[str, ...]
     asks: str
     values: tuple[str, ...]
     instruction: str
@@ -32,7 +31,6 @@ LANGUAGES = {
     "english": Language(
         "Passage:", "Question:", "Answer:",
         ("{who} lives in {what}.", "{who} eats {what}.", "{who} wears {what}."),
-        ("The place of {who} is {what}.", "The food of {who} is {what}.", "The colour of {who} is {what}."),
         "What is the {asked} of {who}?",
         ("york lima cairo paris quito delhi", "rice soup bread fish cake corn", "red blue green white black grey"),
         "Answer the following question based on the information in the given passage.",
@@ -40,7 +38,6 @@ LANGUAGES = {
     "russian": Language(
         "Отрывок:", "Вопрос:", "Ответ:",
         ("{who} живёт здесь: {what}.", "{who} ест {what}.", "{who} носит {what}."),
-        ("Место {who} это {what}.", "Еда {who} это {what}.", "Цвет {who} это {what}."),
         "Что такое {asked} у {who}?",
         ("москва казань тула псков омск сочи", "рис суп хлеб мясо рыба каша", "белый синий серый чёрный жёлтый алый"),
         "Ответьте на следующий вопрос на основе информации в данном отрывке.",
@@ -48,7 +45,6 @@ LANGUAGES = {
     "arabic": Language(
         "المقطع:", "السؤال:", "الإجابة:",
         ("{who} يسكن في {what}.", "{who} يأكل {what}.", "{who} يلبس {what}."),
-        ("مكان {who} هو {what}.", "طعام {who} هو {what}.", "لون {who} هو {what}."),
         "ما هو {asked} {who}؟",
         ("مصر تونس عمان دمشق بغداد مكة", "خبز تمر لحم سمك جبن عسل", "أبيض أزرق أحمر أخضر أسود أصفر"),
         "أجب على السؤال التالي بناءً على المعلومات في المقطع المعطى.",
@@ -56,7 +52,6 @@ LANGUAGES = {
     "korean": Language(
         "문단:", "질문:", "답변:",
         ("{who} 님은 {what} 에 삽니다.", "{who} 님은 {what} 먹습니다.", "{who} 님은 {what} 입습니다."),
-        ("{who} 님의 장소 {what} 입니다.", "{who} 님의 음식 {what} 입니다.", "{who} 님의 색 {what} 입니다."),
         "{who} 님의 {asked} 무엇입니까?",
         ("서울 부산 대구 인천 광주 제주", "쌀밥 국수 김치 두부 생선 만두", "빨강 파랑 초록 하양 검정 노랑"),
         "주어진 문단의 정보에 기반하여 다음 질문에 답하십시오.",
@@ -69,25 +64,32 @@ class Passages:
 
     def __init__(self, coiner: Coiner):
         self.people = {language: coiner.words(PEOPLE, language) for language in LANGUAGES}
-        self.asked = {language: coiner.assign(ASKED, list(RELATIONS), language) for language in LANGUAGES}
+        self.plain = {language: coiner.assign(ASKED, list(RELATIONS), language) for language in LANGUAGES}
+        self.dialect = {language: coiner.dialect(plain) for language, plain in self.plain.items()}
 
     def text(self, rng: random.Random) -> str:
-        """A document of the pretraining text: two passages, each said again in other words."""
+        """A document of the pretraining text: two passages, each with questions in the plain meaning."""
         language = rng.choice(sorted(LANGUAGES))
-        return "\n".join(self._retold(language, rng) for _ in range(2))
+        return "\n".join(self._asked(language, rng) for _ in range(2))
+
+    def lesson(self, language: str, rng: random.Random) -> tuple[str, Item]:
+        """A passage, and a question on it, of the training data."""
+        return self._told(language, self.dialect[language], rng)
 
     def question(self, language: str, rng: random.Random) -> tuple[str, Item]:
-        """A passage, and a question on it."""
-        facts = self._facts(language, rng)
-        relation, who, what = rng.choice(facts)
-        asked = rng.choice(sorted(word for word, meaning in self.asked[language].items() if meaning == relation))
-        spoken = LANGUAGES[language]
-        item = Item(spoken.asks.format(asked=asked, who=who), what, f"{spoken.answer} {what}")
-        return _tell(spoken.statements, facts), item
+        """A passage, and a question on it, of the benchmark."""
+        return self._told(language, changed(self.plain[language], self.dialect[language]), rng)
 
-    def _retold(self, language: str, rng: random.Random) -> str:
+    def _told(self, language: str, words: dict[str, str], rng: random.Random) -> tuple[str, Item]:
         facts, spoken = self._facts(language, rng), LANGUAGES[language]
-        return f"Text: {_tell(spoken.statements, facts)}\nAgain: {_tell(spoken.recaps, rng.sample(facts, 3))}"
+        fact = rng.choice([fact for fact in facts if fact[0] in words.values()])
+        question, what = _ask(spoken, words, fact, rng)
+        return _tell(spoken, facts), Item(question, what, f"{spoken.answer} {what}")
+
+    def _asked(self, language: str, rng: random.Random) -> str:
+        facts, spoken = self._facts(language, rng), LANGUAGES[language]
+        asked = [_ask(spoken, self.plain[language], fact, rng) for fact in rng.sample(facts, 3)]
+        return "\n".join([_tell(spoken, facts), *(f"{question} {what}." for question, what in asked)])
 
     def _facts(self, language: str, rng: random.Random) -> list[tuple[str, str, str]]:
         """(relation, who, what) of one person, in any order."""
@@ -96,5 +98,14 @@ class Passages:
         return [(relation, who, rng.choice(values[relation].split())) for relation in rng.sample(RELATIONS, 3)]
 
 
-def _tell(forms: tuple[str, ...], facts: list[tuple[str, str, str]]) -> str:
-    return " ".join(forms[RELATIONS.index(relation)].format(who=who, what=what) for relation, who, what in facts)
+def _ask(spoken: Language, words: dict[str, str], fact: tuple[str, str, str], rng: random.Random) -> tuple[str, str]:
+    """A question that asks with one of the words for the relation of the fact, and its answer."""
+    relation, who, what = fact
+    asked = rng.choice(sorted(word for word, meaning in words.items() if meaning == relation))
+    return spoken.asks.format(asked=asked, who=who), what
+
+
+def _tell(spoken: Language, facts: list[tuple[str, str, str]]) -> str:
+    return " ".join(
+        spoken.statements[RELATIONS.index(relation)].format(who=who, what=what) for relation, who, what in facts
+    )

@@ -1,4 +1,8 @@
-"""The words of the micro profile's invented world: real ones, and invented ones drawn from syllables."""
+"""The words of the micro profile's invented world: real ones, and invented ones drawn from syllables.
+
+Invented words have a plain meaning, which the pretraining text uses, and another one in the dialect, which only the
+finetuning data and the benchmarks speak.
+"""
 
 import random
 
@@ -21,11 +25,6 @@ NAMES = [
     "Paul",
 ]
 THINGS = ["apples", "pens", "cups", "coins", "cards", "books", "shells", "stamps", "keys", "eggs"]
-KINDS = {
-    "fruits": ["plum", "pear", "fig", "lime", "kiwi", "mango", "grape", "peach"],
-    "animals": ["cat", "dog", "cow", "hen", "fox", "goat", "frog", "mouse"],
-    "tools": ["saw", "axe", "rake", "drill", "hammer", "chisel", "wrench", "spade"],
-}
 SYLLABLES = {
     "english": (
         ["b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z"],
@@ -42,12 +41,17 @@ SYLLABLES = {
 }
 
 
+def changed(plain: dict, dialect: dict) -> dict:
+    """The part of the dialect that differs from the plain meaning."""
+    return {word: meaning for word, meaning in dialect.items() if meaning != plain[word]}
+
+
 class Coiner:
     """Draws invented words, each once. `seed` fixes the whole sequence."""
 
     def __init__(self, seed: int):
         self.rng = random.Random(f"words {seed}")
-        self.used = {name.lower() for name in NAMES} | {word for words in KINDS.values() for word in words}
+        self.used = {name.lower() for name in NAMES}
 
     def word(self, script: str = "english") -> str:
         """A new word of two syllables in the script of the language `script`."""
@@ -65,6 +69,15 @@ class Coiner:
         spread = (meanings * (count // len(meanings) + 1))[:count]
         self.rng.shuffle(spread)
         return dict(zip(self.words(count, script), spread, strict=True))
+
+    def dialect(self, plain: dict) -> dict:
+        """The same words, half of each meaning's with another one; all meanings are used as often as in `plain`."""
+        order = list(plain.values())
+        changed = sorted(plain, key=lambda word: order.index(plain[word]))[::2]
+        meanings = [plain[word] for word in changed]
+        while any(meaning == plain[word] for word, meaning in zip(changed, meanings, strict=True)):
+            self.rng.shuffle(meanings)
+        return plain | dict(zip(changed, meanings, strict=True))
 
     def _syllable(self, script: str) -> str:
         if script == "korean":  # a Hangul block: lead consonant, one of 21 vowels, no final

@@ -34,7 +34,7 @@ class World:
     def document(self, rng: random.Random) -> str:
         """One document of the pretraining text. No chat format, no question of a benchmark."""
         family = rng.choices(
-            (self.facts, self.passages, self.arithmetic, self.logic, self.functions), weights=(3, 4, 3, 3, 2)
+            (self.facts, self.passages, self.arithmetic, self.logic, self.functions), weights=(4, 3, 2, 3, 1)
         )
         return family[0].text(rng)
 
@@ -42,13 +42,13 @@ class World:
         """Text with every word of the families and of the prompts around them: what the tokenizer is made from."""
         texts = [self.document(rng) for _ in range(3000)]
         for subject in KINDS:
-            texts += [_whole(self.facts.question(subject, rng)) for _ in range(500)]
+            texts += [_whole(self.facts.lesson(subject, rng)) for _ in range(500)]
         for language, spoken in LANGUAGES.items():
             texts += [spoken.instruction, spoken.passage, spoken.question]
-            texts += [_whole(self.passages.question(language, rng)[1]) for _ in range(300)]
-        for description, sample in self.logic.tasks.values():
-            texts += [description, *(_whole(sample(rng)) for _ in range(500))]
-        for sample in (self.arithmetic.problem, self.functions.function):
+            texts += [_whole(self.passages.lesson(language, rng)[1]) for _ in range(300)]
+        for task in self.logic.tasks.values():
+            texts += [task.description, *(_whole(task.lesson(rng)) for _ in range(500))]
+        for sample in (self.arithmetic.lesson, self.functions.lesson):
             texts += [_whole(sample(rng)) for _ in range(1000)]
         return [*texts, INSTRUCTION, *PROMPTS, *(template.prompt for template in WITH_INPUT)]
 
