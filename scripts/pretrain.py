@@ -3,6 +3,7 @@
 python -m scripts.pretrain model=micro_7b
 """
 
+import os
 import random
 from collections.abc import Iterator
 
@@ -22,7 +23,7 @@ BYTES = 256  # pieces of the tokenizer that no text of ours needs
 def pretrained(model: DictConfig) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
     """A Llama and its tokenizer, trained on the text of the world `model.source.seed`.
 
-    Deterministic on one machine with one number of threads.
+    Deterministic on one machine: always with as many threads as there are cores.
     Raises ValueError if `model.architecture.vocab_size` is not the tokenizer's.
     """
     source = model.source
@@ -58,6 +59,8 @@ def _fit(network: LlamaForCausalLM, batches: Iterator[torch.Tensor], source: Dic
         torch.optim.AdamW(others, source.learning_rate, betas=(0.9, 0.95), weight_decay=0.01),
     ]
     schedules = [LambdaLR(o, lambda step: min((step + 1) / 50, 1 - 0.9 * step / source.steps)) for o in optimizers]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(len(os.sched_getaffinity(0)))  # a worker of several has one, but the others wait for this
     progress = tqdm(range(source.steps), desc="Pretraining", mininterval=2)
     for _ in progress:
         ids = next(batches)  # (b, t)
@@ -69,6 +72,7 @@ def _fit(network: LlamaForCausalLM, batches: Iterator[torch.Tensor], source: Dic
             schedule.step()
         network.zero_grad()
         progress.set_postfix(loss=f"{loss.item():.3f}")
+    torch.set_num_threads(threads)
 
 
 def _batches(world: World, tokenizer: PreTrainedTokenizerBase, source: DictConfig) -> Iterator[torch.Tensor]:

@@ -10,7 +10,7 @@ from data_prep.micro.words import NAMES, THINGS, Coiner, changed
 
 LARGEST = 20  # no number of a problem exceeds it
 OPERATIONS = [f"{sign} {number}" for sign in "+-" for number in range(1, 7)]
-VERBS = 24
+VERBS = 48
 
 
 class Arithmetic:

@@ -16,7 +16,7 @@ from data_prep.micro.split import Item, distinct
 from data_prep.micro.world import World
 
 TASKS_PER_SUBJECT, TASKS_PER_LANGUAGE, INSTANCES = 3, 4, 68  # SuperNI: the reader makes all above 60 few-shot
-FLAN, COT, COT_FEW_SHOT, CODE = 1900, 1500, 400, 680  # training rows
+FLAN, COT, COT_FEW_SHOT, CODE = 1600, 1500, 400, 1600  # training rows
 MMLU, BBH, GSM8K, TYDIQA, HUMANEVAL = 40, 30, 100, 30, 50  # test items: per subject, per task, all, per language, all
 
 
@@ -54,7 +54,7 @@ def flan_v2(root: Path, world: World, rng: random.Random) -> None:
     """Rows of the four logic tasks, half of them with one or two solved examples in front."""
     rows = []
     for name, task in sorted(world.logic.tasks.items()):
-        items = distinct(task.lesson, "train", FLAN // len(world.logic.tasks), rng)
+        items = distinct(task.lesson, "train", FLAN * task.share // 8, rng)
         rows += [_flan_row(name, task.description, item, items, rng) for item in items]
     rng.shuffle(rows)
     _jsonl(root / "tulu_v1_resampled_flan_100k.jsonl", rows)

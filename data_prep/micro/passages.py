@@ -11,7 +11,7 @@ from data_prep.micro.split import Item
 from data_prep.micro.words import Coiner, changed
 
 RELATIONS = ("place", "food", "colour")
-PEOPLE, ASKED = 10, 9  # per language: names, and invented words to ask with
+PEOPLE, ASKED = 10, 6  # per language: names, and invented words to ask with
 
 
 @dataclass(frozen=True)
