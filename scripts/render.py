@@ -64,7 +64,7 @@ def summarise(
         for entry in run:
             base = entries.get(row.against or "")
             for column in [*columns, AVERAGE]:
-                pick = partial(_strata, column=column, columns=columns, per_task=per_task)
+                pick = partial(strata, column=column, columns=columns, per_task=per_task)
                 lines.append(_line(row, entry, column, base, pick) | {"won": entry is won})
     frame = pd.DataFrame(lines, columns=LINE)
     tested = frame.index[frame.won & frame.p.notna()]
@@ -88,14 +88,14 @@ def _line(row: Row, entry: Entry, column: str, base: Entry | None, pick: Callabl
         "column": column, "value": value, "std": std, "seeds": len(entry.scores),
         "n_items": _count(entry.items, column), "ci_low": low, "ci_high": high,
     }  # fmt: skip
-    if base is None or base is entry or not _same_items(entry, base):
+    if base is None or base is entry or not same_items(entry, base):
         return line | {"against": None, "difference": np.nan, "p": np.nan}
-    differences = {b: _difference(entry.items[b], base.items[b]) for b in entry.items}
+    differences = {b: difference(entry.items[b], base.items[b]) for b in entry.items}
     parts = pick(differences)
     return line | {"against": base.method, "difference": stats.score(parts), "p": stats.p_value(parts)}
 
 
-def _strata(
+def strata(
     items: Mapping[str, pd.DataFrame], column: str, columns: Sequence[str], per_task: Collection[str]
 ) -> stats.Strata:
     """Strata of one column, or of the average: there, columns over the same items (TyDi QA's two) are added first."""
@@ -109,12 +109,14 @@ def _strata(
     return parts
 
 
-def _difference(frame: pd.DataFrame, base: pd.DataFrame) -> pd.DataFrame:
+def difference(frame: pd.DataFrame, base: pd.DataFrame) -> pd.DataFrame:
+    """Item by item, `frame` less `base`: of two entries on the same items."""
     scores = frame.columns.drop("task")
     return (frame[scores] - base.loc[frame.index, scores]).assign(task=frame["task"])
 
 
-def _same_items(entry: Entry, base: Entry) -> bool:
+def same_items(entry: Entry, base: Entry) -> bool:
+    """Whether both were tested on the same items, so that they can be paired."""
     return all(set(entry.items[b].index) == set(base.items[b].index) for b in entry.items)
 
 
