@@ -89,6 +89,7 @@ def is_finished(path: Path) -> bool:
     return (path / "run.json").is_file()
 
 
+@functools.cache  # it will not change, and OmegaConf takes a tenth of a second for each of a table's fifty
 def load(path: Path) -> Run:
     """The finished run in `path`. Raises FileNotFoundError if there is none."""
     if not is_finished(path):
