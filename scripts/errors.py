@@ -42,6 +42,8 @@ def entry_point(task: Callable[[DictConfig], object]) -> Callable[[], None]:
             sys.exit(1)
         except EXPECTED as error:
             sys.exit(f"error: {sentence(error)}")
+        finally:
+            del os.environ["HYDRA_FULL_ERROR"]  # a command started later, by this process, must print its sentence too
 
     return run
 

@@ -74,7 +74,7 @@ def test_registering_twice_changes_nothing_and_another_class_is_refused():
 )
 def test_rows_of_the_paper_are_settings(pytestconfig, method, expected):
     with initialize_config_dir(str(pytestconfig.rootpath / "configs"), version_base=None):
-        method_config = compose(f"method/{method}", overrides=["+seed=0"])
+        method_config = compose(f"method/{method}", overrides=["+seed=0", "+model.architecture.num_hidden_layers=32"])
     config = instantiate(method_config.method.config, _convert_="all")
     assert isinstance(config, MosConfig)
     assert {name: getattr(config, name) for name in expected} == expected
