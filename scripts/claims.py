@@ -8,7 +8,6 @@ Writes `results/<profile>/claims.md`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -119,14 +118,10 @@ def _outcomes(overrides: Sequence[str]) -> list[Outcome]:
         raise FileNotFoundError(f"{table} misses {len(missing)} cells, the first {missing[0].path}; run make {table}.")
     found = collect.results(cells, evaluate_missing(cfg, cells))
     entries, per_task = collect.entries(found, cfg.table.columns), collect.per_task(found)
-    best = partial(_best, rows={(row.label, row.rank or ""): row for row in grid.rows(cfg)}, entries=entries)
+    candidates = {(row.label, row.rank or ""): [entries[name] for name in row.methods] for row in grid.rows(cfg)}
     mine = [claim for claim in CLAIMS if claim.table == table]
-    return [compare(claim, best(claim.row), best(claim.than), cfg, per_task) for claim in mine]
-
-
-def _best(name: Row, rows: dict[Row, grid.Row], entries: dict[str, render.Entry]) -> render.Entry:
-    """What the better candidate of a row reached."""
-    return max((entries[method] for method in rows[name].methods), key=lambda entry: entry.average)
+    pairs = [(claim, render.better(candidates[claim.row]), render.better(candidates[claim.than])) for claim in mine]
+    return [compare(*pair, cfg, per_task) for pair in pairs]
 
 
 if __name__ == "__main__":

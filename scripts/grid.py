@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -51,6 +52,12 @@ def names(group: str) -> list[str]:
 def rows(cfg: DictConfig) -> list[Row]:
     """The table's rows, each with the candidates asked for by `methods` (or the first `candidates` of each row)."""
     return [Row(r.label, r.rank, _chosen(r.methods, cfg), r.get("against")) for r in cfg.table.rows]
+
+
+def ablation(rows: Sequence[Any]) -> list[Any]:
+    """Of rows with `label` and `rank`: those like `MoS -sp`, and the MoS of their rank that they are compared with."""
+    ranks = {row.rank for row in rows if row.label.startswith("MoS -")}
+    return [row for row in rows if row.label.startswith("MoS") and row.rank in ranks]
 
 
 def check_methods(methods: Sequence[str]) -> None:

@@ -60,7 +60,7 @@ def summarise(
     lines = []
     for row in rows:
         run = [entries[method] for method in row.methods if method in entries]
-        won = max(run, key=lambda entry: entry.average) if run else None
+        won = better(run) if run else None
         for entry in run:
             base = entries.get(row.against or "")
             for column in [*columns, AVERAGE]:
@@ -71,6 +71,11 @@ def summarise(
     frame["p_holm"] = np.nan
     frame.loc[tested, "p_holm"] = stats.holm(list(frame.loc[tested, "p"]))
     return frame
+
+
+def better(candidates: Sequence[Entry]) -> Entry:
+    """The candidate of a row that the table reports: the one with the higher average over its seeds."""
+    return max(candidates, key=lambda entry: entry.average)
 
 
 LINE = [

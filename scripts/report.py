@@ -151,8 +151,6 @@ def _styles(tables: Sequence[Table]) -> dict[Row, tuple[str, str]]:
 
 
 def _section(table: Table, head: dict[str, str], styles: dict[Row, tuple[str, str]]) -> dict[str, Any]:
-    ranks = {row.rank for row in table.rows if row.label.startswith("MoS -")}
-    ablation = [row for row in table.rows if row.label.startswith("MoS") and row.rank in ranks]
     return {
         "name": table.name,
         "title": table.title,
@@ -162,7 +160,7 @@ def _section(table: Table, head: dict[str, str], styles: dict[Row, tuple[str, st
         "notes": [_html(note) for note in table.notes],
         "legend": _legend(table.rows, styles),
         "scatter": [_scatter(*drawn, styles) for drawn in _sources(table, table.rows)],
-        "ablation": [_bars(*drawn, styles) for drawn in _sources(table, ablation)],
+        "ablation": [_bars(*drawn, styles) for drawn in _sources(table, grid.ablation(table.rows))],
     }
 
 

@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 
 from eval import predictions
 from eval.benchmarks import Item, spread
-from scripts import runs
+from scripts import grid, runs
 
 SECONDS_TO_CONNECT = 20
 ROWS = 200  # of a predictions table, spread over the benchmark's tasks
@@ -95,8 +95,7 @@ def row(cfg: DictConfig) -> DictConfig | None:
 
 def is_ablation(cfg: DictConfig) -> bool:
     """Whether the method is in a row like `MoS -sp`, or in the row of MoS that these are compared with."""
-    mine, ranks = row(cfg), {row.rank for row in cfg.table.rows if row.label.startswith("MoS -")}
-    return mine is not None and mine.label.startswith("MoS") and mine.rank in ranks
+    return row(cfg) in grid.ablation(cfg.table.rows)
 
 
 def _started(cfg: DictConfig, path: Path) -> Any:
