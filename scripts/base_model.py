@@ -54,7 +54,7 @@ def load_quantized(model: DictConfig, trainer: DictConfig, cache_dir: Path | str
     """
     plain = checkpoint(model, cache_dir)
     path = _cached(_variant(plain, trainer, "4bit"), lambda folder: _quantize(plain, trainer).save_pretrained(folder))
-    return _in_training_layout(AutoModelForCausalLM.from_pretrained(path, device_map=_device()))
+    return in_training_layout(AutoModelForCausalLM.from_pretrained(path, device_map=_device()))
 
 
 def dequantized_checkpoint(model: DictConfig, trainer: DictConfig, cache_dir: Path | str) -> Path:
@@ -120,7 +120,7 @@ def _quantize(plain: Path, trainer: DictConfig) -> PreTrainedModel:
     )
 
 
-def _in_training_layout(network: PreTrainedModel) -> PreTrainedModel:
+def in_training_layout(network: PreTrainedModel) -> PreTrainedModel:
     """Keep bitsandbytes (0.50) from repacking the weights at the first evaluation on a CPU with AVX512-BF16.
 
     The repacked layout has no gradient, and the logits of SmolLM2 came out far off with it.
