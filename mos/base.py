@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -20,12 +21,14 @@ from peft.tuners.tuners_utils import (
     _maybe_include_all_linear_layers,
     check_adapters_to_merge,
 )
-from peft.utils import quantization_extra_repr, resolve_quantization_backend
+from peft.utils import PeftType, quantization_extra_repr, resolve_quantization_backend
 from peft.utils.other import AuxiliaryTrainingWrapper
 from peft.utils.quantization_utils import get_quantization_kwargs
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers.pytorch_utils import Conv1D
+
+from mos.card import explain_loading
 
 ATTENTION_INPUTS = ["q_proj", "k_proj", "v_proj"]
 LINEAR_LAYERS = [*ATTENTION_INPUTS, "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -75,6 +78,14 @@ class LowRankConfig(PeftConfig):
                 f"target_modules={self.target_modules!r}: give target_modules as a list."
             )
 
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Write the settings, and how to load the adapter into its model card.
+
+        PEFT calls this in every adapter's folder after it has written the card, on which a method has no say.
+        """
+        super().save_pretrained(save_directory, **kwargs)
+        explain_loading(Path(save_directory), PeftType(self.peft_type).value)
+
     def require_positive(self, *names: str) -> None:
         """Raises ValueError unless these settings are integers of at least 1."""
         for name in names:
@@ -118,6 +129,13 @@ class LowRankLayer(nn.Module, BaseTunerLayer):
         self.dropout[adapter] = nn.Dropout(config.dropout)
         self.create(adapter, config, shared)
         self._move_adapter_to_device_of_base_layer(adapter)
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        """An offloaded base weight is on the meta device until it is used: the adapter stays where it will be."""
+        hook = getattr(self.get_base_layer(), "_hf_hook", None)
+        if device is None and getattr(hook, "offload", False):
+            device = cast(Any, hook).execution_device
+        super()._move_adapter_to_device_of_base_layer(adapter_name, device)
 
     def update(self, x: Tensor, adapter: str) -> Tensor:
         """What the adapter adds to the output.   x: (..., h) -> (..., o)"""
@@ -228,7 +246,9 @@ class LowRankModel(BaseTuner):
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         config = self._prepare_adapter_config(self.peft_config[adapter_name], self.get_model_config(model))
         config = _maybe_include_all_linear_layers(config, model)
-        self.check_targets(config, self._targets(model, config, kwargs.get("state_dict")))
+        targets = self._targets(model, config, kwargs.get("state_dict"))
+        check_in_reach(model, targets)
+        self.check_targets(config, targets)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
 
     def _targets(self, model: nn.Module, config: Any, state_dict: dict[str, Tensor] | None) -> dict[str, nn.Module]:
@@ -258,10 +278,11 @@ class LowRankModel(BaseTuner):
         layer = target
         if not isinstance(layer, self.tuner_layer_cls):
             layer = self.tuner_layer_cls(target, **get_quantization_kwargs(self.model))
+            self._replace_module(
+                parent, target_name, layer, target
+            )  # would take parameters to an offloaded base's meta
         layer.update_layer(adapter_name, peft_config, self.shared(adapter_name, current_key, layer))
         layer.set_adapter(self.active_adapters)
-        if layer is not target:
-            self._replace_module(parent, target_name, layer, target)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
@@ -304,6 +325,21 @@ def require_finite(adapter: str, *tensors: Tensor) -> None:
     """Raises ValueError, in PEFT's words, unless every number of the tensors is finite."""
     if not all(torch.isfinite(tensor).all() for tensor in tensors):
         raise ValueError(f"NaNs detected in the merged weights. The adapter {adapter} seems to be broken")
+
+
+def check_in_reach(model: nn.Module, targets: dict[str, nn.Module]) -> None:
+    """Raises ValueError if PEFT has cut base layers on disk off from their weights, to load an adapter along with them.
+
+    It writes the adapter to the disk too, but under names that fit LoRA alone.
+    """
+    if "disk" not in getattr(model, "hf_device_map", {}).values():
+        return
+    for name, layer in targets.items():
+        if next(layer.parameters()).is_meta and not hasattr(layer, "_hf_hook"):
+            raise ValueError(
+                f"'{name}' is offloaded to disk, where PEFT loads only LoRA. Load the base model with a device_map "
+                "without 'disk'; or add the adapter with get_peft_model and fill it with set_peft_model_state_dict."
+            )
 
 
 def check_linear(name: str, layer: nn.Module) -> None:

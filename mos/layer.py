@@ -56,6 +56,15 @@ class StandIns(NamedTuple):
         )
 
 
+def hosted(pools: nn.ParameterDict, adapter: str) -> Tensor:
+    """A pool; if accelerate has offloaded it, from where it is kept, as only a module that is called gets it back."""
+    return cast(Any, pools)._hf_hook.weights_map[adapter] if is_offloaded(pools, adapter) else pools[adapter]
+
+
+def is_offloaded(pools: nn.ParameterDict, adapter: str) -> bool:
+    return pools[adapter].is_meta and getattr(getattr(pools, "_hf_hook", None), "offload", False)
+
+
 class MosLayer(LowRankLayer):
     """A linear layer of block k that adds alpha / r * B^k A^k, both assembled from the pools of its type (Eq. 5).
 
@@ -114,18 +123,23 @@ class MosLayer(LowRankLayer):
     def _get_available_adapters(self) -> set[str]:
         return set(self.scaling)
 
-    def pools(self, adapter: str) -> tuple[Tensor, Tensor]:
-        """The A pool (n, h/l) and the B pool (n, o/l) on this layer's device.
+    def hosted_pools(self, adapter: str) -> tuple[Tensor, Tensor]:
+        """The A pool (n, h/l) and the B pool (n, o/l) where they are; from disk or the CPU, if offloaded.
 
         Raises RuntimeError if they are sharded over processes where this layer cannot gather them.
         """
         host = self.mos_host[adapter]
-        pool_a, pool_b = host.mos_A[adapter], host.mos_B[adapter]
+        pool_a, pool_b = hosted(host.mos_A, adapter), hosted(host.mos_B, adapter)
         if isinstance(pool_a, DTensor):
             raise RuntimeError(
                 f"The pools of adapter '{adapter}' are sharded with another block (FSDP2), but all blocks read them. "
                 "Pass them to fully_shard as ignored_params and average their gradients, or wrap the whole model once."
             )
+        return pool_a, pool_b
+
+    def pools(self, adapter: str) -> tuple[Tensor, Tensor]:
+        """The same on this layer's device."""
+        pool_a, pool_b = self.hosted_pools(adapter)
         device = self.mos_index[adapter].device
         return pool_a.to(device), pool_b.to(device)
 
@@ -137,13 +151,18 @@ class MosLayer(LowRankLayer):
         return assemble(pool_a, index_a) * scale[:, None], assemble(pool_b, index_b).T
 
     def update(self, x: Tensor, adapter: str) -> Tensor:
-        pool_a, pool_b = self.pools(adapter)
-        dtype = pool_a.dtype
-        if torch.is_autocast_enabled(x.device.type):
+        pools = self.hosted_pools(adapter)
+        dtype = pools[0].dtype
+        if not x.is_meta and torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
         x = self._cast_input_dtype(x, dtype)
-        if not self.training and not (torch.is_grad_enabled() and pool_a.requires_grad):
-            return low_rank(x, *self._assembled(adapter, x.dtype, pool_a, pool_b))[0]
+        if not self.training and not (torch.is_grad_enabled() and pools[0].requires_grad):
+            return low_rank(x, *self._assembled(adapter, x.dtype, *pools))[0]
+        if is_offloaded(self.mos_host[adapter].mos_A, adapter):
+            raise RuntimeError(
+                f"The pools of adapter '{adapter}' are offloaded and cannot be trained; keep them in memory."
+            )
+        pool_a, pool_b = self.pools(adapter)
         self.mos_cache.pop(adapter, None)
         x = self.dropout[adapter](x)
         index, scale = self.mos_index[adapter], self._scale(adapter, x.dtype)
@@ -180,10 +199,11 @@ class MosLayer(LowRankLayer):
         """What `low_rank` needs besides the tokens, kept until something it is made of changes.
 
         A change is a new tensor, new data, or one more write to the same data, which torch counts (but not through
-        `.data`). Tensors made in inference mode are not counted, so nothing is kept of them.
+        `.data`). Tensors made in inference mode are not counted, so nothing is kept of them; nor of offloaded pools.
         """
         sources = (*pools, self.mos_index[adapter], self.mos_scale[adapter])
-        if torch.compiler.is_compiling() or any(map(Tensor.is_inference, sources)):
+        offloaded = is_offloaded(self.mos_host[adapter].mos_A, adapter)
+        if torch.compiler.is_compiling() or offloaded or any(map(Tensor.is_inference, sources)):
             return self._assemble(adapter, dtype, *pools)
         state = (dtype, self.scaling[adapter], *[(id(s), s._version, s.data_ptr()) for s in sources])
         kept = self.mos_cache.get(adapter)
@@ -193,7 +213,8 @@ class MosLayer(LowRankLayer):
 
     @torch.no_grad()
     def _assemble(self, adapter: str, dtype: torch.dtype, *pools: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        a, b = (assemble(pool, i).to(dtype) for pool, i in zip(pools, self.mos_index[adapter], strict=True))
+        index = self.mos_index[adapter]
+        a, b = (assemble(pool.to(index.device), i).to(dtype) for pool, i in zip(pools, index, strict=True))
         return a, b, self._scale(adapter, dtype)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
