@@ -162,10 +162,10 @@ class MosLayer(LowRankLayer):
             raise RuntimeError(
                 f"The pools of adapter '{adapter}' are offloaded and cannot be trained; keep them in memory."
             )
-        pool_a, pool_b = self.pools(adapter)
         self.mos_cache.pop(adapter, None)
         x = self.dropout[adapter](x)
         index, scale = self.mos_index[adapter], self._scale(adapter, x.dtype)
+        pool_a, pool_b = (pool.to(index.device) for pool in pools)
         if torch.compiler.is_compiling():  # which finds its own way to save memory
             return low_rank(x, assemble(pool_a, index[0]).to(dtype), assemble(pool_b, index[1]).to(dtype), scale)[0]
         stand_ins = self._stand_ins(adapter, pool_a, pool_b)
