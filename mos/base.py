@@ -278,9 +278,8 @@ class LowRankModel(BaseTuner):
         layer = target
         if not isinstance(layer, self.tuner_layer_cls):
             layer = self.tuner_layer_cls(target, **get_quantization_kwargs(self.model))
-            self._replace_module(
-                parent, target_name, layer, target
-            )  # would take parameters to an offloaded base's meta
+            # before there are parameters, which it would take to the meta device of an offloaded base
+            self._replace_module(parent, target_name, layer, target)
         layer.update_layer(adapter_name, peft_config, self.shared(adapter_name, current_key, layer))
         layer.set_adapter(self.active_adapters)
 

@@ -63,8 +63,9 @@ def test_transformers_adds_saves_loads_and_deletes(tiny_llama, ids, tmp_path):
     assert torch.equal(loaded(ids).logits, tiny_llama()(ids).logits)
 
 
-def test_auto_class(tiny_llama, ids, tmp_path):
-    tiny_llama().save_pretrained(tmp_path / "base")
+def test_auto_class_on_a_base_in_several_files(tiny_llama, ids, tmp_path):
+    tiny_llama().save_pretrained(tmp_path / "base", max_shard_size="50KB")
+    assert len(list((tmp_path / "base").glob("model-*.safetensors"))) > 1
     model = adapted(LlamaForCausalLM.from_pretrained(tmp_path / "base"))
     model.save_pretrained(tmp_path / "adapter")
     loaded = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
