@@ -32,8 +32,8 @@ def tiny_checkpoint(tmp_path_factory):
             hidden_size=64,
             intermediate_size=128,
             num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
+            num_attention_heads=2,  # of 32: the smallest that vLLM serves on a CPU
+            num_key_value_heads=1,
             max_position_embeddings=256,
         )
     )

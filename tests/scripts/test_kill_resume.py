@@ -49,11 +49,17 @@ def write(path: Path, text: str) -> None:
     path.write_text(text)
 
 
-def command(tiny_cell, run: Path, data: Path) -> list[str]:
+ENGINES = {  # two sequences at a time: the work lasts
+    "hf": ["engine=hf", "engine.batch_size=2"],
+    "vllm": ["engine=vllm", "engine.max_num_seqs=2", "engine.max_model_len=256", "engine.cpu_kv_cache_gib=1"],
+}
+
+
+def command(tiny_cell, engine: str, run: Path, data: Path) -> list[str]:
     cache = next(override for override in tiny_cell if override.startswith("cache_dir="))
     return [
-        *(sys.executable, "-m", "scripts.evaluate", f"runs=[{run}]", f"data={data}", cache, "engine=hf"),
-        *("engine.batch_size=2", "engine.dtype=float32", "benchmark=[humaneval,gsm8k,mmlu]", "profile=smol"),
+        *(sys.executable, "-m", "scripts.evaluate", f"runs=[{run}]", f"data={data}", cache, *ENGINES[engine]),
+        *("engine.dtype=float32", "benchmark=[humaneval,gsm8k,mmlu]", "profile=smol"),
         *("benchmark.gsm8k.shots=0", "evaluation.max_new_tokens=24", f"runs_dir={run.parent}"),
         *("evaluation.humaneval.samples=2", "evaluation.humaneval.temperature=0.1"),
     ]
@@ -89,7 +95,8 @@ def kill_after(process: subprocess.Popen, run: Path, new: int, pause: float) -> 
 
 
 @pytest.mark.slow
-def test_ten_kills_change_nothing(tiny_cell, tiny, data, tmp_path):
+@pytest.mark.parametrize("engine", ENGINES)
+def test_ten_kills_change_nothing(engine, tiny_cell, tiny, data, tmp_path):
     killed = training.train(tiny())
     clean = killed.with_name("clean")
     shutil.copytree(killed, clean)
@@ -97,7 +104,7 @@ def test_ten_kills_change_nothing(tiny_cell, tiny, data, tmp_path):
     seen = []
     start = 60.0  # seconds that a process needed to its first items: a fast machine must not finish meanwhile
     for number in range(KILLS):
-        process = subprocess.Popen(command(tiny_cell, killed, data), cwd=ROOT, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(command(tiny_cell, engine, killed, data), cwd=ROOT, stderr=subprocess.DEVNULL)
         if number % 2:  # half of the kills hit the start, the others the work
             kill_after(process, killed, 0, chance.uniform(0, 0.7 * start))
         else:
@@ -106,7 +113,7 @@ def test_ten_kills_change_nothing(tiny_cell, tiny, data, tmp_path):
         seen.append(lines(killed))
     assert len(set(seen)) > 4 and seen[-1] < 3 * ITEMS, seen  # at different stages
     for run in (killed, clean):
-        subprocess.run(command(tiny_cell, run, data), cwd=ROOT, check=True, capture_output=True)
+        subprocess.run(command(tiny_cell, engine, run, data), cwd=ROOT, check=True, capture_output=True)
     (files, logits), (clean_files, clean_logits) = result(killed), result(clean)
     assert len(clean_files) == 3
     assert files == clean_files
