@@ -3,9 +3,10 @@
 import logging
 import os
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -18,7 +19,7 @@ from tqdm import tqdm
 from data_prep.sources import digest, sha256, write_json
 from eval import benchmarks, sandbox
 from eval.benchmarks import Item, Settings, mmlu
-from eval.engines import Decoding, Engine
+from eval.engines import Decoding, Engine, Request
 from eval.predictions import Row, Store
 
 log = logging.getLogger(__name__)
@@ -126,13 +127,16 @@ def evaluate(
     tasks = list(_tasks(jobs, all_benchmarks, protocol, tokenizer))
     _check_protection(tasks)
     engine = cache(engine_factory)  # made at the first missing item, then shared
+    groups: dict[tuple[str, Decoding | None], dict[Path, Task]] = defaultdict(dict)
+    for task in tasks:
+        groups[task.name, task.decoding][task.folder] = task
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,
         tqdm(total=sum(len(task.items) for task in tasks), unit="item", smoothing=0.05) as bar,
     ):
-        for task in tasks:
-            bar.set_description(f"{task.job.run_dir.name} {task.name}")
-            _run(task, engine, pool, bar)
+        for (name, _), group in groups.items():
+            bar.set_description(name)
+            _run(list(group.values()), engine, pool, bar)
     return [task.folder for task in tasks]
 
 
@@ -163,48 +167,59 @@ def _check_protection(tasks: Sequence[Task]) -> None:
             return
 
 
-def _run(task: Task, engine: Callable[[], Engine], pool: ThreadPoolExecutor, bar: Any) -> None:
-    with Store(task.folder) as store:
-
-        def add(row: Row) -> None:
-            store.add(row)
-            bar.update()
-
-        pending = [item for item in task.items if item.id not in store.rows]
-        bar.update(len(task.items) - len(pending))
+def _run(tasks: Sequence[Task], engine: Callable[[], Engine], pool: ThreadPoolExecutor, bar: Any) -> None:
+    """Tasks of one benchmark and one decoding, all adapters together: a batch is as large as it can be."""
+    with ExitStack() as stack:
+        stores = [stack.enter_context(Store(task.folder)) for task in tasks]
+        pending = []
+        for task, store in zip(tasks, stores, strict=True):
+            missing = [item for item in task.items if item.id not in store.rows]
+            # a task's items share their beginning: one prefill for all; long ones first, they tend to end last
+            order = sorted(missing, key=lambda item: (item.task, -len(item.prompt)))
+            pending += [(task, store, item) for item in order]
+            bar.update(len(task.items) - len(missing))
+            if not missing and not (task.folder / "metrics.json").is_file():
+                write_json(task.folder / "metrics.json", _metrics(task, store.rows))
         if pending:
-            loaded = engine()
-            started = time.monotonic()  # loading the model is not part of a benchmark's time
-            _predict(task, pending, loaded, pool, add)
-            timing = {"seconds": round(time.monotonic() - started, 2), "items": len(pending)}
+            _predict(pending, engine(), pool, bar)
+
+
+def _predict(pending: Sequence[tuple[Task, Store, Item]], engine: Engine, pool: ThreadPoolExecutor, bar: Any) -> None:
+    """Generate, score in the pool while the engine goes on, and add each row as soon as it is scored."""
+    started, done = time.monotonic(), 0  # loading the model is not part of a benchmark's time
+    counts = Counter(task.folder for task, _, _ in pending)
+    scoring: dict[Future[Row], tuple[Task, Store]] = {}
+
+    def add(future: Future[Row]) -> None:
+        nonlocal done
+        task, store = scoring.pop(future)
+        store.add(future.result())
+        bar.update()
+        done += 1
+        if len(store.rows) == len(task.items):
+            share = counts[task.folder] / done  # others were answered in the same time
+            timing = {"seconds": round(share * (time.monotonic() - started), 2), "items": counts[task.folder]}
             write_json(task.folder / "timing.json", timing)
-        if pending or not (task.folder / "metrics.json").is_file():
             write_json(task.folder / "metrics.json", _metrics(task, store.rows))
 
-
-def _predict(
-    task: Task, pending: Sequence[Item], engine: Engine, pool: ThreadPoolExecutor, add: Callable[[Row], None]
-) -> None:
-    """Generate, score in the pool while the engine goes on, and add each row as soon as it is scored."""
-    pending = sorted(pending, key=lambda item: item.prompt)  # shared beginnings follow each other: one prefill for all
-    scoring: set[Future[Row]] = set()
     try:
-        for index, outputs in _outputs(task, [item.prompt for item in pending], engine):
-            scoring.add(pool.submit(_judged, task, pending[index], outputs))
+        for index, outputs in _outputs(pending, engine):
+            task, store, item = pending[index]
+            scoring[pool.submit(_judged, task, item, outputs)] = task, store
             for future in [future for future in scoring if future.done()]:
-                scoring.remove(future)
-                add(future.result())
+                add(future)
     finally:  # whatever stops the engine, what it has generated is kept
-        for future in scoring:
-            add(future.result())
+        for future in list(scoring):
+            add(future)
 
 
-def _outputs(task: Task, prompts: Sequence[str], engine: Engine) -> Iterator[tuple[int, list[Any]]]:
-    if task.decoding:
-        yield from engine.generate(prompts, task.decoding, task.job.adapter)
+def _outputs(pending: Sequence[tuple[Task, Store, Item]], engine: Engine) -> Iterator[tuple[int, list[Any]]]:
+    requests = [Request(item.prompt, task.job.adapter) for task, _, item in pending]
+    decoding = pending[0][0].decoding
+    if decoding:
+        yield from engine.generate(requests, decoding)
         return
-    letters = mmlu.letter_ids(engine.tokenizer)
-    for index, logits in engine.letter_logits(prompts, letters, task.job.adapter):
+    for index, logits in engine.letter_logits(requests, mmlu.letter_ids(engine.tokenizer)):
         yield index, [logits]
 
 

@@ -2,8 +2,9 @@
 
 python -m scripts.bench_eval [data=...] [limit=64]
 
-The harness runs the same checkpoint in the same vLLM with the same settings, prompts and decoding. Every run is a fresh
-process. A rate counts from building the prompts to the scores; reading the data and loading the model come before.
+The harness runs the same checkpoint in the same vLLM with the same settings, prompts and decoding. Both are loaded and
+answer each benchmark in turns; no prefix is cached from one turn to the next. A rate counts from building the prompts
+to the scores; reading the data and loading the model come before.
 """
 
 import json
@@ -12,8 +13,10 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager
 from multiprocessing import get_context
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -36,9 +39,9 @@ from scripts.evaluation import load_benchmark
 NAMES = ("gsm8k", "mmlu")
 ITEMS = 64  # without limit=
 ADAPTERS = 8
-ROUNDS = 2  # of both sides, in turns
+ROUNDS = 3  # of both sides; a machine's speed drifts, so each round gives a ratio of its own
 
-Report = dict[str, Any]  # {"load": seconds, <benchmark>: {"seconds": seconds, "answers": [...]}}
+Report = dict[str, Any]  # {"seconds": seconds, "answers": [...]}
 
 
 @entry_point
@@ -58,16 +61,19 @@ def machine() -> str:
 
 
 def against_harness(cfg: DictConfig, checkpoint: Path, folder: Path) -> str:
-    """A table of items per second, ours and the harness's."""
-    ours, theirs = [], []
-    for turn in range(ROUNDS):
-        ours.append(in_own_process(cfg, checkpoint, [], folder / f"ours{turn}"))
-        theirs.append(by_harness(cfg, checkpoint, folder))
+    """A table of items per second, ours and the harness's: medians over the rounds, of the ratios too."""
     rows = ["| benchmark | ours, items/s | harness, items/s | ratio | same answers |", "| --- " * 5 + "|"]
-    for name in NAMES:
-        rate, other = (cfg.limit * ROUNDS / sum(report[name]["seconds"] for report in side) for side in (ours, theirs))
-        same = agreeing(name, ours[0][name]["answers"], theirs[0][name]["answers"])
-        rows.append(f"| {name} | {rate:.2f} | {other:.2f} | {rate / other:.2f} | {same} of {cfg.limit} |")
+    with Ours(cfg, checkpoint, [], folder) as ours, Harness(cfg, checkpoint, folder) as harness:
+        for name in NAMES:
+            reports: dict[Any, list[Report]] = {ours: [], harness: []}
+            for turn in range(ROUNDS):
+                for side in (ours, harness) if turn % 2 == 0 else (harness, ours):
+                    reports[side].append(side.answer(name))
+            own, other = ([cfg.limit / report["seconds"] for report in reports[side]] for side in (ours, harness))
+            ratios = [a / b for a, b in zip(own, other, strict=True)]
+            same = agreeing(name, reports[ours][0]["answers"], reports[harness][0]["answers"])
+            spread = f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+            rows.append(f"| {name} | {median(own):.2f} | {median(other):.2f} | {spread} | {same} of {cfg.limit} |")
     return "\n".join(rows)
 
 
@@ -83,72 +89,112 @@ def against_merged(cfg: DictConfig, checkpoint: Path, folder: Path) -> str:
     """A table of the seconds that eight adapters take in one engine, and as eight merged checkpoints."""
     adapters = [random_adapter(checkpoint, folder / f"adapter{seed}", seed) for seed in range(ADAPTERS)]
     started = time.monotonic()
-    together = in_own_process(cfg, checkpoint, adapters, folder / "together")
+    together = answered(cfg, checkpoint, adapters, folder / "together")
     rows = [
         "| route | merging, s | loading, s | answering, s | in all, s |",
         "| --- " * 5 + "|",
         row(f"{ADAPTERS} adapters, one engine", [together], 0.0, ours := time.monotonic() - started),
     ]
-    reports, merging, started = [], 0.0, time.monotonic()
+    seconds, merging, started = [], 0.0, time.monotonic()
     for adapter in adapters:
         begun = time.monotonic()
         with tempfile.TemporaryDirectory(dir=folder) as name:
             merged = merge(checkpoint, adapter, Path(name))
             merging += time.monotonic() - begun
-            reports.append(in_own_process(cfg, merged, [], folder / f"merged-{adapter.name}"))
-    rows.append(row(f"{ADAPTERS} merged checkpoints", reports, merging, whole := time.monotonic() - started))
+            seconds.append(answered(cfg, merged, [], folder / f"merged-{adapter.name}"))
+    rows.append(row(f"{ADAPTERS} merged checkpoints", seconds, merging, whole := time.monotonic() - started))
     return "\n".join([*rows, "", f"Ratio: {whole / ours:.2f}, without merging {(whole - merging) / ours:.2f}."])
 
 
-def row(route: str, reports: Sequence[Report], merging: float, whole: float) -> str:
+def answered(cfg: DictConfig, checkpoint: Path, adapters: Sequence[Path], folder: Path) -> tuple[float, float]:
+    """The seconds of loading and of answering all benchmarks, in an engine of its own."""
+    with Ours(cfg, checkpoint, adapters, folder) as ours:
+        return ours.load, sum(ours.answer(name)["seconds"] for name in NAMES)
+
+
+def row(route: str, seconds: Sequence[tuple[float, float]], merging: float, whole: float) -> str:
     """`whole` also has what a process needs before it loads a model."""
-    loading = sum(report["load"] for report in reports)
-    answering = sum(report[name]["seconds"] for report in reports for name in NAMES)
+    loading, answering = map(sum, zip(*seconds, strict=True))
     return f"| {route} | {merging:.1f} | {loading:.1f} | {answering:.1f} | {whole:.1f} |"
 
 
-def in_own_process(cfg: DictConfig, checkpoint: Path, adapters: Sequence[Path], folder: Path) -> Report:
-    """`measure`, with nothing cached."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(measure, cfg, checkpoint, adapters, folder).result()
+class Ours(AbstractContextManager["Ours"]):
+    """Our evaluation of the adapters, or of the checkpoint where there are none, in a process of its own.
+
+    load: the seconds that loading took
+    """
+
+    def __init__(self, cfg: DictConfig, checkpoint: Path, adapters: Sequence[Path], folder: Path) -> None:
+        self._order = cfg, checkpoint, adapters, folder
+        self._process = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+        self.load: float = self._process.submit(_loaded, cfg, checkpoint, adapters).result()
+
+    def answer(self, name: str) -> Report:
+        """Time and answers (of the first adapter) of a benchmark."""
+        return self._process.submit(_answer, *self._order, name).result()
+
+    def __exit__(self, *exception: object) -> None:
+        self._process.shutdown()
 
 
-def measure(cfg: DictConfig, checkpoint: Path, adapters: Sequence[Path], folder: Path) -> Report:
-    """Evaluate the adapters, or the checkpoint where there are none, in one engine; answers are of the first."""
+_engines: list[Any] = []  # the one of this process
+
+
+def _loaded(cfg: DictConfig, checkpoint: Path, adapters: Sequence[Path]) -> float:
     started = time.monotonic()
-    engine = instantiate(cfg.engine, model=checkpoint, adapters=list(adapters))
-    report: Report = {"load": time.monotonic() - started}
+    _engines.append(instantiate(cfg.engine, model=checkpoint, adapters=list(adapters)))
+    return time.monotonic() - started
+
+
+def _answer(cfg: DictConfig, checkpoint: Path, adapters: Sequence[Path], folder: Path, name: str) -> Report:
+    (engine,) = _engines
+    engine.llm.reset_prefix_cache()
     protocol = Protocol(checkpoint.name, {}, limit=cfg.limit)
-    for name in NAMES:
-        benchmark = load_benchmark(cfg, name)
-        jobs = [Job(folder / str(i), adapter, False, (name,)) for i, adapter in enumerate(adapters or [None])]
+    benchmark = load_benchmark(cfg, name)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as fresh:
+        jobs = [Job(Path(fresh, str(i)), adapter, False, (name,)) for i, adapter in enumerate(adapters or [None])]
         started = time.monotonic()
         result, *_ = evaluate(jobs, {name: benchmark}, protocol, engine.tokenizer, lambda: engine)
         seconds = time.monotonic() - started
         rows = read(result / "predictions.jsonl")
-        answers = [rows[item.id]["outputs"][0] for item in chosen(benchmark, engine.tokenizer, cfg.limit)]
-        report[name] = {"seconds": seconds, "answers": answers}
-    return report
+    items = chosen(benchmark, engine.tokenizer, cfg.limit)
+    return {"seconds": seconds, "answers": [rows[item.id]["outputs"][0] for item in items]}
 
 
-def by_harness(cfg: DictConfig, checkpoint: Path, folder: Path) -> Report:
-    """The same by the harness."""
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    tasks = []
-    for name in NAMES:
-        benchmark = load_benchmark(cfg, name)
-        items = chosen(benchmark, tokenizer, cfg.limit)
-        tasks.append(str(harness.write_task(folder / f"{name}.yaml", items, decoding(benchmark))))
-    done = subprocess.run(
-        [harness.environment(cfg.cache_dir) / "python", "-m", "scripts.harness_driver"],
-        input=json.dumps({"model": model_arguments(cfg, checkpoint), "tasks": tasks}),
-        env=harness.variables(cfg.engine.cpu_kv_cache_gib, cfg.engine.cpu_threads),
-        cwd=runs.ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+class Harness(AbstractContextManager["Harness"]):
+    """The harness's evaluation of the checkpoint, in a process of its own."""
+
+    def __init__(self, cfg: DictConfig, checkpoint: Path, folder: Path) -> None:
+        tokenizer, self._tasks = AutoTokenizer.from_pretrained(checkpoint), {}
+        for name in NAMES:
+            benchmark = load_benchmark(cfg, name)
+            items = chosen(benchmark, tokenizer, cfg.limit)
+            self._tasks[name] = harness.write_task(folder / f"{name}.yaml", items, decoding(benchmark))
+        self._process = subprocess.Popen(
+            [harness.environment(cfg.cache_dir) / "python", "-m", "scripts.harness_driver"],
+            env=harness.variables(cfg.engine.cpu_kv_cache_gib, cfg.engine.cpu_threads),
+            cwd=runs.ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._ask(json.dumps(model_arguments(cfg, checkpoint)))
+
+    def answer(self, name: str) -> Report:
+        """Time and answers of a benchmark."""
+        return self._ask(str(self._tasks[name]))
+
+    def _ask(self, line: str) -> Report:
+        """Send a line, and read up to the answer; libraries print to the same stream."""
+        assert self._process.stdin and self._process.stdout
+        print(line, file=self._process.stdin, flush=True)
+        for said in self._process.stdout:
+            if said.startswith("{"):
+                return dict(json.loads(said))
+        raise RuntimeError(f"The harness ended with {self._process.wait()} at {line}; its messages are above.")
+
+    def __exit__(self, *exception: object) -> None:
+        self._process.communicate()  # the end of its input is the end of its work
 
 
 def model_arguments(cfg: DictConfig, checkpoint: Path) -> dict[str, Any]:

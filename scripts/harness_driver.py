@@ -1,7 +1,7 @@
 """Times lm-evaluation-harness on task files; started by scripts.bench_eval with the Python of the harness.
 
-stdin:  {"model": arguments of its vLLM model, "tasks": [task file, ...]}
-stdout: {"load": seconds, <task>: {"seconds": seconds, "answers": what it keeps per item, in the order of the data}}
+stdin:  the arguments of its vLLM model as JSON, then a task file a line
+stdout: {"load": seconds}, then {"seconds": seconds, "answers": what it keeps per item, in the order of the data} a line
 """
 
 import json
@@ -15,25 +15,22 @@ from lm_eval.tasks import TaskManager
 
 
 def main() -> None:
-    order = json.load(sys.stdin)
     started = time.monotonic()
-    model = VLLM(**order["model"])
-    report: dict[str, Any] = {"load": time.monotonic() - started}
+    model = VLLM(**json.loads(sys.stdin.readline()))
+    print(json.dumps({"load": time.monotonic() - started}), flush=True)
     manager = TaskManager(include_defaults=False)
-    for path in order["tasks"]:
-        report |= timed(model, manager.load([path]))
-    print(json.dumps(report))
+    for line in sys.stdin:
+        model.model.reset_prefix_cache()
+        print(json.dumps(timed(model, manager.load([line.strip()]))), flush=True)
 
 
-def timed(model: VLLM, tasks: Any) -> dict[str, Any]:
+def timed(model: VLLM, task: Any) -> dict[str, Any]:
     """From building the requests to the scores; the data have been read before."""
     started = time.monotonic()
-    result: Any = evaluate(model, tasks, bootstrap_iters=0)
+    result: Any = evaluate(model, task, bootstrap_iters=0)
     seconds = time.monotonic() - started
-    return {
-        name: {"seconds": seconds, "answers": [s["resps"] for s in sorted(samples, key=lambda s: s["doc_id"])]}
-        for name, samples in result["samples"].items()
-    }
+    (samples,) = result["samples"].values()
+    return {"seconds": seconds, "answers": [s["resps"] for s in sorted(samples, key=lambda s: s["doc_id"])]}
 
 
 if __name__ == "__main__":

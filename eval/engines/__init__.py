@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 
 @dataclass(frozen=True)
@@ -18,21 +18,26 @@ class Decoding:
     seed: int = 0
 
 
+class Request(NamedTuple):
+    """A prompt, and who answers it: the LoRA directory `adapter`, None the base model."""
+
+    prompt: str
+    adapter: Path | None = None
+
+
 class Engine(Protocol):
     """One base model and any number of LoRA adapters of it.
 
-    Both methods yield `(index of the prompt, result)` as results become ready, in any order, each index once.
-    A prompt that leaves no room in the context yields empty results. `adapter` is a LoRA directory, None the base.
+    Both methods yield `(index of the request, result)` as results become ready, in any order, each index once.
+    A prompt that leaves no room in the context yields empty results.
     """
 
     tokenizer: Any
 
-    def generate(
-        self, prompts: Sequence[str], decoding: Decoding, adapter: Path | None = None
-    ) -> Iterator[tuple[int, list[str]]]:
-        """`decoding.samples` texts per prompt, each ending before the first stop or the end-of-sequence token."""
+    def generate(self, requests: Sequence[Request], decoding: Decoding) -> Iterator[tuple[int, list[str]]]:
+        """`decoding.samples` texts per request, each ending before the first stop or the end-of-sequence token."""
 
     def letter_logits(
-        self, prompts: Sequence[str], letter_ids: Mapping[str, int], adapter: Path | None = None
+        self, requests: Sequence[Request], letter_ids: Mapping[str, int]
     ) -> Iterator[tuple[int, dict[str, float]]]:
         """The next token's logit of each letter."""

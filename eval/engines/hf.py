@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, StoppingCriteria
 
 from eval.benchmarks import cut
-from eval.engines import Decoding
+from eval.engines import Decoding, Request
 from eval.engines.vllm import resolve_dtype
 
 
@@ -41,24 +41,22 @@ class HfEngine:
         self.model: Any = _with_adapters(base.to(self.device), self._names)
 
     @torch.inference_mode()
-    def generate(
-        self, prompts: Sequence[str], decoding: Decoding, adapter: Path | None = None
-    ) -> Iterator[tuple[int, list[str]]]:
+    def generate(self, requests: Sequence[Request], decoding: Decoding) -> Iterator[tuple[int, list[str]]]:
         """See `eval.engines.Engine`."""
         # what is drawn for a prompt depends on all of its batch, and a resumed evaluation has other batches
         size = 1 if decoding.temperature else self.batch_size
-        for batch, inputs in self._batches(prompts, size):
+        for adapter, batch, inputs in self._batches(requests, size):
             texts = self._continue(inputs, decoding, adapter) if inputs else [""] * decoding.samples
             for position, index in enumerate(batch):
                 yield index, texts[position * decoding.samples : (position + 1) * decoding.samples]
 
     @torch.inference_mode()
     def letter_logits(
-        self, prompts: Sequence[str], letter_ids: Mapping[str, int], adapter: Path | None = None
+        self, requests: Sequence[Request], letter_ids: Mapping[str, int]
     ) -> Iterator[tuple[int, dict[str, float]]]:
         """See `eval.engines.Engine`."""
         tokens = list(letter_ids.values())
-        for batch, inputs in self._batches(prompts, self.batch_size):
+        for adapter, batch, inputs in self._batches(requests, self.batch_size):
             if inputs is None:
                 yield batch[0], {}
                 continue
@@ -68,17 +66,22 @@ class HfEngine:
             for index, row in zip(batch, logits[:, tokens].tolist(), strict=True):
                 yield index, dict(zip(letter_ids, row, strict=True))
 
-    def _batches(self, prompts: Sequence[str], size: int) -> Iterator[tuple[list[int], Any]]:
-        """Indices of prompts of similar length with their padded inputs; None for one that leaves no room."""
-        ids = self.tokenizer(list(prompts), verbose=False).input_ids if prompts else []
-        order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
-        fitting = [index for index in order if len(ids[index]) < self.context]
-        for index in order[len(fitting) :]:
-            yield [index], None
-        for start in range(0, len(fitting), size):
-            batch = fitting[start : start + size]
-            padded = self.tokenizer.pad({"input_ids": [ids[index] for index in batch]}, return_tensors="pt")
-            yield batch, padded.to(self.device)
+    def _batches(self, requests: Sequence[Request], size: int) -> Iterator[tuple[Path | None, list[int], Any]]:
+        """Per adapter, indices of prompts of similar length with their padded inputs; None for one without room."""
+        for adapter in dict.fromkeys(request.adapter for request in requests):
+            own = [index for index, request in enumerate(requests) if request.adapter == adapter]
+            ids = dict(zip(own, self._ids([requests[index].prompt for index in own]), strict=True))
+            order = sorted(own, key=lambda index: len(ids[index]))
+            fitting = [index for index in order if len(ids[index]) < self.context]
+            for index in order[len(fitting) :]:
+                yield adapter, [index], None
+            for start in range(0, len(fitting), size):
+                batch = fitting[start : start + size]
+                padded = self.tokenizer.pad({"input_ids": [ids[index] for index in batch]}, return_tensors="pt")
+                yield adapter, batch, padded.to(self.device)
+
+    def _ids(self, prompts: list[str]) -> list[list[int]]:
+        return list(self.tokenizer(prompts, verbose=False).input_ids)
 
     def _continue(self, inputs: Any, decoding: Decoding, adapter: Path | None) -> list[str]:
         """`samples` texts for the first prompt of a batch, then for the second, and so on."""

@@ -11,7 +11,7 @@ from peft import LoraConfig
 from transformers import AutoTokenizer
 
 from eval.benchmarks import cut
-from eval.engines import Decoding
+from eval.engines import Decoding, Request
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the sizes vLLM takes
 # Set before vLLM is imported; a variable that is already set wins.
@@ -37,6 +37,7 @@ class VllmEngine:
         dtype: str = "auto",
         max_model_len: int = 4096,
         max_num_seqs: int = 256,
+        max_loras: int = 8,
         gpu_memory_utilization: float = 0.9,
         cpu_kv_cache_gib: int = 2,
         cpu_threads: int | None = None,
@@ -47,6 +48,7 @@ class VllmEngine:
         if cpu:
             for variable, value in cpu_environment(cpu_kv_cache_gib, cpu_threads).items():
                 os.environ.setdefault(variable, value)
+            torch._dynamo.config.disable = os.environ["TORCH_COMPILE_DISABLE"] == "1"  # read before it was set
         from vllm import LLM  # after the environment is set
 
         self.tokenizer: Any = AutoTokenizer.from_pretrained(model)
@@ -60,15 +62,14 @@ class VllmEngine:
             enforce_eager=cpu,  # compiling for the CPU takes longer than it saves
             generation_config="vllm",  # the checkpoint's own sampling defaults are not ours
             logprobs_mode="raw_logits",
-            **_lora_settings(adapters, cpu),
+            **_lora_settings(adapters, max_loras, cpu),
         )
         self.context = self.llm.llm_engine.model_config.max_model_len
+        self.max_num_seqs = max_num_seqs
         self._adapters: dict[Path, int] = {}
         self._request_ids = itertools.count()
 
-    def generate(
-        self, prompts: Sequence[str], decoding: Decoding, adapter: Path | None = None
-    ) -> Iterator[tuple[int, list[str]]]:
+    def generate(self, requests: Sequence[Request], decoding: Decoding) -> Iterator[tuple[int, list[str]]]:
         """See `eval.engines.Engine`."""
         settings = {
             "n": decoding.samples,
@@ -77,46 +78,56 @@ class VllmEngine:
             "seed": decoding.seed,
             "stop": list(decoding.stops),
         }
-        for index, output in self._run(prompts, settings, decoding.max_new_tokens, adapter):
+        for index, output in self._run(requests, settings, decoding.max_new_tokens):
             # vLLM cuts at the first stop of its list that it finds, which need not be the first in the text
             yield index, [cut(o.text, decoding.stops) for o in output.outputs] if output else [""] * decoding.samples
 
     def letter_logits(
-        self, prompts: Sequence[str], letter_ids: Mapping[str, int], adapter: Path | None = None
+        self, requests: Sequence[Request], letter_ids: Mapping[str, int]
     ) -> Iterator[tuple[int, dict[str, float]]]:
         """See `eval.engines.Engine`."""
         ids = list(letter_ids.values())
         settings = {"temperature": 0.0, "logprob_token_ids": ids, "logprobs": len(ids)}
-        for index, output in self._run(prompts, settings, 1, adapter):
+        for index, output in self._run(requests, settings, 1):
             logits = output.outputs[0].logprobs[0] if output else {}
             yield index, {letter: logits[token].logprob for letter, token in letter_ids.items() if logits}
 
     def _run(
-        self, prompts: Sequence[str], settings: dict[str, Any], max_new_tokens: int, adapter: Path | None
+        self, requests: Sequence[Request], settings: dict[str, Any], max_new_tokens: int
     ) -> Iterator[tuple[int, Any]]:
-        """Finished vLLM outputs with the index of their prompt; None where the prompt leaves no room."""
+        """Finished vLLM outputs with the index of their request; None where the prompt leaves no room."""
         from vllm import SamplingParams, TokensPrompt
         from vllm.sampling_params import RequestOutputKind
 
-        engine, lora = self.llm.llm_engine, self._lora_request(adapter)
-        indices: dict[str, int] = {}
-        for index, ids in enumerate(self.tokenizer(list(prompts), verbose=False).input_ids if prompts else []):
-            room = min(max_new_tokens, self.context - len(ids))
-            if room < 1:
-                yield index, None
-                continue
-            params = SamplingParams(max_tokens=room, output_kind=RequestOutputKind.FINAL_ONLY, **settings)
-            request = str(next(self._request_ids))
-            indices[request] = index
-            engine.add_request(request, TokensPrompt(prompt_token_ids=ids), params, lora_request=lora)
+        engine, waiting = self.llm.llm_engine, self._tokenized(requests)
+        running: dict[str, int] = {}
         try:
-            while indices:
+            while True:
+                # twice what is decoded together: the engine is never short of work, and never has to search for it
+                added = list(itertools.islice(waiting, 2 * self.max_num_seqs - len(running)))
+                if not added and not running:
+                    return
+                for index, ids in added:
+                    room = min(max_new_tokens, self.context - len(ids))
+                    if room < 1:
+                        yield index, None
+                        continue
+                    params = SamplingParams(max_tokens=room, output_kind=RequestOutputKind.FINAL_ONLY, **settings)
+                    name, lora = str(next(self._request_ids)), self._lora_request(requests[index].adapter)
+                    running[name] = index
+                    engine.add_request(name, TokensPrompt(prompt_token_ids=ids), params, lora_request=lora)
                 for output in engine.step():
                     if output.finished:
-                        yield indices.pop(output.request_id), output
+                        yield running.pop(output.request_id), output
         finally:
-            if indices:  # the caller stopped early
-                engine.abort_request(list(indices))
+            if running:  # the caller stopped early
+                engine.abort_request(list(running))
+
+    def _tokenized(self, requests: Sequence[Request]) -> Iterator[tuple[int, list[int]]]:
+        """Index and prompt ids of each request, made a few hundred at a time: all adapters' would fill the memory."""
+        for start in range(0, len(requests), self.max_num_seqs):
+            prompts = [request.prompt for request in requests[start : start + self.max_num_seqs]]
+            yield from enumerate(self.tokenizer(prompts, verbose=False).input_ids, start)
 
     def _lora_request(self, adapter: Path | None) -> Any:
         from vllm.lora.request import LoRARequest
@@ -138,7 +149,7 @@ def cpu_environment(kv_cache_gib: int, threads: int | None = None) -> dict[str, 
     return CPU_ENVIRONMENT | {"VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib), "OMP_NUM_THREADS": str(threads)}
 
 
-def _lora_settings(adapters: Sequence[Path], cpu: bool) -> dict[str, Any]:
+def _lora_settings(adapters: Sequence[Path], together: int, cpu: bool) -> dict[str, Any]:
     if not adapters:
         return {}
     rank = max(LoraConfig.from_pretrained(str(adapter)).r for adapter in adapters)
@@ -146,4 +157,5 @@ def _lora_settings(adapters: Sequence[Path], cpu: bool) -> dict[str, Any]:
         raise ValueError(f"vLLM takes adapters up to rank {LORA_RANKS[-1]}, not {rank}; use engine=hf.")
     if cpu:
         import eval.engines.lora_cpu  # noqa: F401  it puts itself in place of vLLM's own
-    return {"enable_lora": True, "max_lora_rank": next(size for size in LORA_RANKS if size >= rank), "max_loras": 1}
+    size = next(size for size in LORA_RANKS if size >= rank)
+    return {"enable_lora": True, "max_lora_rank": size, "max_loras": min(together, len(adapters))}

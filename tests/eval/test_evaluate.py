@@ -20,7 +20,7 @@ from data_prep.benchmarks import (
     TyDiQuestion,
 )
 from eval import sandbox
-from eval.engines import Decoding
+from eval.engines import Decoding, Request
 from eval.engines.hf import HfEngine
 from eval.evaluate import Benchmark, Job, Protocol, evaluate
 from eval.golden import byte_tokenizer
@@ -66,26 +66,25 @@ class FakeEngine:
         self.asked: list[str] = []
         self.decodings: list[Decoding] = []
 
-    def generate(
-        self, prompts: Sequence[str], decoding: Decoding, adapter: Path | None = None
-    ) -> Iterator[tuple[int, list[str]]]:
+    def generate(self, requests: Sequence[Request], decoding: Decoding) -> Iterator[tuple[int, list[str]]]:
         self.decodings.append(decoding)
-        for index in reversed(range(len(prompts))):
-            self._live(prompts[index])
-            digits = [character for character in prompts[index] if character.isdigit()]
+        for index in reversed(range(len(requests))):
+            prompt = self._live(requests[index])
+            digits = [character for character in prompt if character.isdigit()]
             yield index, [f"So {digits[-1] if digits else ''}"] * decoding.samples
 
     def letter_logits(
-        self, prompts: Sequence[str], letter_ids: Mapping[str, int], adapter: Path | None = None
+        self, requests: Sequence[Request], letter_ids: Mapping[str, int]
     ) -> Iterator[tuple[int, dict[str, float]]]:
-        for index, prompt in enumerate(prompts):
-            self._live(prompt)
+        for index, request in enumerate(requests):
+            self._live(request)
             yield index, {letter: float(place) for place, letter in enumerate(letter_ids)}
 
-    def _live(self, prompt: str) -> None:
+    def _live(self, request: Request) -> str:
         if len(self.asked) == self.lives:
             raise Kill
-        self.asked.append(prompt)
+        self.asked.append(request.prompt)
+        return request.prompt
 
 
 def run(tmp_path: Path, engine: FakeEngine, protocol: Protocol = PROTOCOL, **job: Any) -> list[Path]:
@@ -108,6 +107,24 @@ def test_scores_counts_and_predictions(tmp_path: Path) -> None:
     row = read(gsm8k / "predictions.jsonl")["3"]
     assert (row["outputs"], row["predictions"], row["gold"]) == (["So 3"], ["3"], "3")
     assert row["prompt"].endswith("Question: q3\n<|assistant|>\nAnswer:")
+
+
+def test_adapters_are_answered_together_and_kept_apart(tmp_path: Path) -> None:
+    """One request stream for all jobs of a benchmark; each row and each count goes to its own run."""
+    adapters = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_model.safetensors").write_text(name)
+        adapters.append(tmp_path / name)
+    engine = FakeEngine()
+    jobs = [Job(adapter, adapter, True, ("gsm8k",)) for adapter in adapters]
+    jobs.append(Job(tmp_path / "base", None, True, ("gsm8k",)))
+    folders = evaluate(jobs, BENCHMARKS, PROTOCOL, engine.tokenizer, lambda: engine)
+    assert len(engine.decodings) == 1
+    assert [folder.parent.parent.name for folder in folders] == ["a", "b", "base"]
+    for folder in folders:
+        assert metrics(folder)["scores"] == {"gsm8k": 100.0}
+        assert len(read(folder / "predictions.jsonl")) == json.loads((folder / "timing.json").read_text())["items"] == 6
 
 
 def test_a_rerun_starts_no_engine_and_writes_nothing(tmp_path: Path) -> None:

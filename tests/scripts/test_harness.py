@@ -16,6 +16,7 @@ from eval.engines.hf import HfEngine
 from mos.base import LINEAR_LAYERS
 from scripts import base_model, bench_eval, harness, runs
 from scripts.grid import compose
+from tests.asked import asked
 
 ITEMS = [Item(str(n), "t", f"Question: What is {n} plus 5?\nAnswer:", str(n + 5)) for n in range(4)]
 LETTER_ITEM = Item("0", "t", "Why?\nA. a\nB. b\nC. c\nD. d\nAnswer:", "C")
@@ -92,7 +93,7 @@ def test_an_exported_adapter_works_in_the_harness(smol, exported, tmp_path):
     found = [row["resps"][0][0] for row in rows]
     engine = HfEngine(smol, [exported], dtype="float32")
     prompts = [item.prompt for item in ITEMS]
-    expected = dict(engine.generate(prompts, decoding, exported))
+    expected = dict(engine.generate(asked(prompts, exported), decoding))
     assert found == [expected[index][0] for index in range(len(ITEMS))]
-    base = dict(engine.generate(prompts, decoding))
+    base = dict(engine.generate(asked(prompts), decoding))
     assert found != [base[index][0] for index in range(len(ITEMS))]

@@ -13,6 +13,7 @@ from data_prep.chat import user_prompt
 from eval.engines import Decoding
 from scripts import base_model, grid, runs
 from scripts.evaluation import lora
+from tests.asked import asked
 from tests.ties import gap_at_parting
 
 pytest.importorskip("vllm")
@@ -56,14 +57,17 @@ def test_the_adapter_the_merged_model_and_vllm_give_the_same_text(
     decoding = Decoding(24)
     exported = {name: lora(run) for name, run in trained.items()}
     vllm = VllmEngine(base, list(exported.values()), dtype="float32", max_model_len=512, cpu_kv_cache_gib=1)
-    untrained = dict(vllm.generate(PROMPTS, decoding))
+    untrained = dict(vllm.generate(asked(PROMPTS), decoding))
     for name, run in trained.items():
         adapted = HfEngine(base, [run.adapter], dtype="float32", max_model_len=512)
         merge(base, run.adapter, tmp_path / name)
         merged = HfEngine(tmp_path / name, dtype="float32", max_model_len=512)
-        expected = dict(adapted.generate(PROMPTS, decoding, run.adapter))
+        expected = dict(adapted.generate(asked(PROMPTS, run.adapter), decoding))
         assert expected != untrained, f"{name} changes nothing"
-        for route in (merged.generate(PROMPTS, decoding), vllm.generate(PROMPTS, decoding, exported[name])):
+        for route in (
+            merged.generate(asked(PROMPTS), decoding),
+            vllm.generate(asked(PROMPTS, exported[name]), decoding),
+        ):
             for index, texts in route:
                 if texts != expected[index]:
                     parted = (PROMPTS[index], texts[0], expected[index][0])

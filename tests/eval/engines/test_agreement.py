@@ -14,6 +14,7 @@ from eval.engines.vllm import VllmEngine
 from scripts import base_model
 from scripts.evaluation import load_benchmark
 from scripts.grid import compose
+from tests.asked import asked
 from tests.ties import gap_at_parting
 
 pytest.importorskip("vllm")
@@ -46,9 +47,9 @@ def answers(engine: Engine, items: Mapping[str, list[Item]]) -> Iterator[tuple[s
     for name, chosen in items.items():
         prompts = [item.prompt for item in chosen]
         if name == "mmlu":
-            outputs: dict[int, Any] = dict(engine.letter_logits(prompts, mmlu.letter_ids(engine.tokenizer)))
+            outputs: dict[int, Any] = dict(engine.letter_logits(asked(prompts), mmlu.letter_ids(engine.tokenizer)))
         else:
-            outputs = {index: texts[0] for index, texts in engine.generate(prompts, DECODING)}
+            outputs = {index: texts[0] for index, texts in engine.generate(asked(prompts), DECODING)}
         yield from ((name, prompt, outputs[index]) for index, prompt in enumerate(prompts))
 
 

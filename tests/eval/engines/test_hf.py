@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 from eval.benchmarks import mmlu
 from eval.engines import Decoding
 from eval.engines.hf import HfEngine
+from tests.asked import asked
 
 PROMPTS = ["one", "a longer prompt than the first", "é", "two words", "x" * 40]
 
@@ -39,7 +40,7 @@ def test_batches_with_padding_give_the_text_of_single_prompts(
     engine: HfEngine, tiny_model: Path, tiny_lora: Path, tuned: bool
 ) -> None:
     adapter = tiny_lora if tuned else None
-    texts = dict(engine.generate(PROMPTS, Decoding(30), adapter))
+    texts = dict(engine.generate(asked(PROMPTS, adapter), Decoding(30)))
     assert sorted(texts) == list(range(len(PROMPTS)))
     for index, prompt in enumerate(PROMPTS):
         expected = greedy(tiny_model, adapter, prompt, engine.tokenizer, 30)
@@ -48,15 +49,15 @@ def test_batches_with_padding_give_the_text_of_single_prompts(
 
 
 def test_adapters_differ_from_the_base_and_leave_it_as_it_was(engine: HfEngine, tiny_lora: Path) -> None:
-    before = dict(engine.generate(PROMPTS, Decoding(20)))
-    assert dict(engine.generate(PROMPTS, Decoding(20), tiny_lora)) != before
-    assert dict(engine.generate(PROMPTS, Decoding(20))) == before
+    before = dict(engine.generate(asked(PROMPTS), Decoding(20)))
+    assert dict(engine.generate(asked(PROMPTS, tiny_lora), Decoding(20))) != before
+    assert dict(engine.generate(asked(PROMPTS), Decoding(20))) == before
 
 
 @torch.inference_mode()
 def test_letters_have_the_logits_of_the_next_token(engine: HfEngine, tiny_model: Path) -> None:
     letters = mmlu.letter_ids(engine.tokenizer)
-    found = dict(engine.letter_logits(PROMPTS, letters))
+    found = dict(engine.letter_logits(asked(PROMPTS), letters))
     network = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     for index, prompt in enumerate(PROMPTS):
         logits = network(torch.tensor([engine.tokenizer.encode(prompt)])).logits[0, -1]
@@ -67,26 +68,26 @@ def test_letters_have_the_logits_of_the_next_token(engine: HfEngine, tiny_model:
 
 def test_a_prompt_that_leaves_no_room_gives_nothing(engine: HfEngine) -> None:
     prompts = ["x" * 63, "x" * 62, "x" * 200]  # `<s>` counts
-    texts = dict(engine.generate(prompts, Decoding(5, samples=2, temperature=1.0)))
+    texts = dict(engine.generate(asked(prompts), Decoding(5, samples=2, temperature=1.0)))
     assert texts[0] == texts[2] == ["", ""]
     assert all(len(text) <= 1 for text in texts[1])  # room for one token
     letters = mmlu.letter_ids(engine.tokenizer)
-    logits = dict(engine.letter_logits(prompts, letters))
+    logits = dict(engine.letter_logits(asked(prompts), letters))
     assert (logits[0], logits[2]) == ({}, {})
     assert list(logits[1]) == ["A", "B", "C", "D"]
 
 
 def test_text_ends_before_the_first_stop(engine: HfEngine) -> None:
-    whole = dict(engine.generate(PROMPTS, Decoding(20)))
+    whole = dict(engine.generate(asked(PROMPTS), Decoding(20)))
     stop = whole[0][0][5:7]
-    stopped = dict(engine.generate(PROMPTS, Decoding(20, stops=("never", stop))))
+    stopped = dict(engine.generate(asked(PROMPTS), Decoding(20, stops=("never", stop))))
     assert stopped[0][0] == whole[0][0][: whole[0][0].index(stop)]
     assert {index: [text.partition(stop)[0] for text in texts] for index, texts in whole.items()} == stopped
 
 
 def test_samples_follow_the_seed(engine: HfEngine) -> None:
     sampled = [
-        dict(engine.generate(PROMPTS, Decoding(10, samples=3, temperature=1.0, top_p=0.95, seed=seed)))
+        dict(engine.generate(asked(PROMPTS), Decoding(10, samples=3, temperature=1.0, top_p=0.95, seed=seed)))
         for seed in (1, 1, 2)
     ]
     assert sampled[0] == sampled[1] != sampled[2]
@@ -95,5 +96,5 @@ def test_samples_follow_the_seed(engine: HfEngine) -> None:
 
 
 def test_no_prompts(engine: HfEngine) -> None:
-    assert list(engine.generate([], Decoding(5))) == []
-    assert list(engine.letter_logits([], {"A": 1})) == []
+    assert list(engine.generate(asked([]), Decoding(5))) == []
+    assert list(engine.letter_logits(asked([]), {"A": 1})) == []

@@ -7,10 +7,11 @@ import pytest
 
 from data_prep.chat import user_prompt
 from eval.benchmarks import mmlu
-from eval.engines import Decoding
+from eval.engines import Decoding, Request
 from eval.engines.hf import HfEngine
 from eval.engines.vllm import VllmEngine, _lora_settings, resolve_dtype
 from scripts import base_model, grid
+from tests.asked import asked
 
 pytest.importorskip("vllm")
 
@@ -42,53 +43,57 @@ def test_vllm_and_transformers_agree_for_the_base_model_and_adapters(
     reference = HfEngine(smol, adapters, dtype="float32", max_model_len=512)
     letters = mmlu.letter_ids(reference.tokenizer)
     texts = {}
+    decoding = Decoding(24, stops=("\n\n",))
     for adapter in (None, *adapters, None):  # the base again: it must not keep anything of an adapter
-        decoding = Decoding(24, stops=("\n\n",))
-        texts[adapter] = dict(engine.generate(PROMPTS, decoding, adapter))
-        assert texts[adapter] == dict(reference.generate(PROMPTS, decoding, adapter))
-        logits = dict(engine.letter_logits(PROMPTS, letters, adapter))
-        for index, expected in reference.letter_logits(PROMPTS, letters, adapter):
+        texts[adapter] = dict(engine.generate(asked(PROMPTS, adapter), decoding))
+        assert texts[adapter] == dict(reference.generate(asked(PROMPTS, adapter), decoding))
+        logits = dict(engine.letter_logits(asked(PROMPTS, adapter), letters))
+        for index, expected in reference.letter_logits(asked(PROMPTS, adapter), letters):
             assert logits[index] == pytest.approx(expected, abs=1e-3)
     assert texts[None] != texts[adapters[0]] != texts[adapters[1]]
+    requests = [Request(prompt, adapter) for prompt in PROMPTS for adapter in (None, *adapters)]
+    for index, answer in engine.generate(requests, decoding):
+        prompt, adapter = requests[index]
+        assert answer == texts[adapter][PROMPTS.index(prompt)]
 
 
 @pytest.mark.slow
 def test_stops_samples_and_long_prompts(engine: VllmEngine) -> None:
-    whole = dict(engine.generate(PROMPTS[:2], Decoding(24)))
+    whole = dict(engine.generate(asked(PROMPTS[:2]), Decoding(24)))
     stop = whole[0][0][8:10]
-    assert dict(engine.generate(PROMPTS[:1], Decoding(24, stops=("never", stop)))) == {
+    assert dict(engine.generate(asked(PROMPTS[:1]), Decoding(24, stops=("never", stop)))) == {
         0: [whole[0][0].partition(stop)[0]]
     }
     sampled = [
-        dict(engine.generate(PROMPTS[:2], Decoding(8, samples=4, temperature=1.0, top_p=0.9, seed=seed)))
+        dict(engine.generate(asked(PROMPTS[:2]), Decoding(8, samples=4, temperature=1.0, top_p=0.9, seed=seed)))
         for seed in (3, 3, 4)
     ]
     assert sampled[0] == sampled[1] != sampled[2]
     assert all(len(texts) == 4 for texts in sampled[0].values())
-    assert dict(engine.generate(["word " * 600], Decoding(5, samples=2, temperature=1.0))) == {0: ["", ""]}
-    assert dict(engine.letter_logits(["word " * 600], {"A": 330})) == {0: {}}
+    assert dict(engine.generate(asked(["word " * 600]), Decoding(5, samples=2, temperature=1.0))) == {0: ["", ""]}
+    assert dict(engine.letter_logits(asked(["word " * 600]), {"A": 330})) == {0: {}}
 
 
 @pytest.mark.slow
 def test_an_engine_that_was_stopped_early_goes_on(engine: VllmEngine) -> None:
-    outputs = engine.generate(PROMPTS, Decoding(24))
+    outputs = engine.generate(asked(PROMPTS), Decoding(24))
     next(outputs)
     outputs.close()
-    assert len(dict(engine.generate(PROMPTS, Decoding(4)))) == len(PROMPTS)
+    assert len(dict(engine.generate(asked(PROMPTS), Decoding(4)))) == len(PROMPTS)
 
 
 def test_the_rank_of_the_adapters_sets_the_buffers(
     tiny_lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert _lora_settings([], False) == {}
-    assert _lora_settings([tiny_lora], False)["max_lora_rank"] == 8
+    assert _lora_settings([], 2, False) == {}
+    assert _lora_settings([tiny_lora], 2, False)["max_lora_rank"] == 8
     config = (tiny_lora / "adapter_config.json").read_text()
     for rank, allowed in ((280, 320), (8, 8), (9, 16)):
         (tmp_path / "adapter_config.json").write_text(config.replace('"r": 4', f'"r": {rank}'))
-        assert _lora_settings([tiny_lora, tmp_path], False)["max_lora_rank"] == allowed
+        assert _lora_settings([tiny_lora, tmp_path], 2, False)["max_lora_rank"] == allowed
     (tmp_path / "adapter_config.json").write_text(config.replace('"r": 4', '"r": 513'))
     with pytest.raises(ValueError, match="up to rank 512, not 513; use engine=hf"):
-        _lora_settings([tmp_path], False)
+        _lora_settings([tmp_path], 2, False)
 
 
 def test_the_type_of_a_named_dtype_is_kept() -> None:
