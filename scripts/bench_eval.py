@@ -2,19 +2,21 @@
 
 python -m scripts.bench_eval [data=...] [limit=64]
 
-The harness runs the same checkpoint in the same vLLM with the same settings, prompts and decoding. Every run is a fresh
-process with the machine to itself: of two that are loaded together, the second was faster by 3%. A rate counts from
-building the prompts to the scores; reading the data and loading the model come before.
+The harness runs the same checkpoint in the same vLLM with the same settings, prompts and decoding. Both are loaded and
+answer each benchmark in turns; no prefix is cached from one turn to the next, and the first turn is not measured. The
+process that is loaded first is some per cent slower than the other, so all is done twice, either being the first once.
+A rate counts from building the prompts to the scores; reading the data and loading the model come before.
 """
 
 import json
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from statistics import median
 from typing import Any, Self
 
 import torch
@@ -37,7 +39,7 @@ from scripts.evaluation import load_benchmark
 NAMES = ("gsm8k", "mmlu")
 ITEMS = 64  # without limit=
 ADAPTERS = 8
-ROUNDS = 2  # of both sides, the second in the other order: a machine's speed drifts
+ROUNDS = 2  # per order of loading; a machine's speed drifts, so each round gives a ratio of its own
 
 Report = dict[str, Any]  # {"seconds": seconds, "answers": [...]}
 
@@ -59,25 +61,32 @@ def machine() -> str:
 
 
 def against_harness(cfg: DictConfig, checkpoint: Path, folder: Path) -> str:
-    """A table of items per second over all rounds, ours and the harness's, with the ratio of each round."""
-    sides: dict[str, Callable[[], Ours | Harness]] = {
+    """A table of items per second, ours and the harness's: medians over the rounds, of the ratios too."""
+    make: dict[str, Callable[[], Ours | Harness]] = {
         "ours": lambda: Ours(cfg, checkpoint, [], folder),
         "harness": lambda: Harness(cfg, checkpoint, folder),
     }
-    reports: dict[str, list[dict[str, Report]]] = {side: [] for side in sides}
-    for turn in range(ROUNDS):
-        for side in sorted(sides, reverse=turn % 2 == 0):
-            with sides[side]() as started:
-                reports[side].append({name: started.answer(name) for name in NAMES})
-    rows = ["| benchmark | ours, items/s | harness, items/s | ratio | by round | same answers |", "| --- " * 6 + "|"]
-    for name in NAMES:
-        own, other = ([report[name]["seconds"] for report in reports[side]] for side in ("ours", "harness"))
-        ratios = ", ".join(f"{b / a:.2f}" for a, b in zip(own, other, strict=True))
-        rates = (f"{cfg.limit * ROUNDS / sum(seconds):.2f}" for seconds in (own, other))
-        same = agreeing(name, *(reports[side][0][name]["answers"] for side in ("ours", "harness")))
-        cells = (name, *rates, f"{sum(other) / sum(own):.2f}", ratios, f"{same} of {cfg.limit}")
+    reports: dict[str, list[dict[str, Report]]] = {name: [] for name in NAMES}
+    for first, second in (("ours", "harness"), ("harness", "ours")):
+        with make[first]() as one, make[second]() as other:
+            sides = {first: one, second: other}
+            for name in NAMES:
+                turns = [in_turn(sides, name, backwards=number % 2 == 1) for number in range(1 + ROUNDS)]
+                reports[name] += turns[1:]
+    rows = ["| benchmark | ours, items/s | harness, items/s | ratio | same answers |", "| --- " * 5 + "|"]
+    for name, turns in reports.items():
+        rates = (cfg.limit / median(turn[side]["seconds"] for turn in turns) for side in ("ours", "harness"))
+        ratios = [turn["harness"]["seconds"] / turn["ours"]["seconds"] for turn in turns]
+        same = agreeing(name, *(turns[0][side]["answers"] for side in ("ours", "harness")))
+        spread = f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        cells = (name, *(f"{rate:.2f}" for rate in rates), spread, f"{same} of {cfg.limit}")
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
+
+
+def in_turn(sides: Mapping[str, "Ours | Harness"], name: str, backwards: bool) -> dict[str, Report]:
+    """Both sides' answers to a benchmark, one after the other."""
+    return {side: sides[side].answer(name) for side in sorted(sides, reverse=backwards)}
 
 
 def agreeing(name: str, ours: Sequence[Any], theirs: Sequence[Any]) -> int:
@@ -154,6 +163,7 @@ def _loaded(cfg: DictConfig, checkpoint: Path, adapters: Sequence[Path]) -> floa
 
 def _answer(cfg: DictConfig, checkpoint: Path, adapters: Sequence[Path], folder: Path, name: str) -> Report:
     (engine,) = _engines
+    engine.llm.reset_prefix_cache()
     protocol = Protocol(checkpoint.name, {}, limit=cfg.limit)
     benchmark = load_benchmark(cfg, name)
     with tempfile.TemporaryDirectory(dir=folder) as fresh:

@@ -20,6 +20,7 @@ def main() -> None:
     print(json.dumps({"load": time.monotonic() - started}), flush=True)
     manager = TaskManager(include_defaults=False)
     for line in sys.stdin:
+        model.model.reset_prefix_cache()
         print(json.dumps(timed(model, manager.load([line.strip()]))), flush=True)
 
 
