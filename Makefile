@@ -50,7 +50,7 @@ dashboard:  ## a W&B workspace of the same, for the runs of TABLE=table2 (needs 
 	$(PY) -m scripts.dashboard table=$(or $(TABLE),table2) $(SETTINGS)
 
 .PHONY: bench
-bench:  ## time and memory of MoS against LoRA, as ratios over sizes (some 15 minutes on two cores)
+bench:  ## time and memory of MoS against LoRA, as ratios over sizes (some 20 minutes on two cores)
 	$(PY) -m scripts.bench
 .PHONY: bench-eval
 bench-eval:  ## items per second against lm-evaluation-harness, adapters against merged checkpoints (needs a network once)

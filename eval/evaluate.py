@@ -106,7 +106,7 @@ class Task:
             "engine": self.protocol.engine,
         }
 
-    @property
+    @cached_property
     def folder(self) -> Path:
         return self.job.run_dir / "eval" / f"{self.name}-{digest(self.identity)[:8]}"
 

@@ -1,6 +1,7 @@
 """transformers, with PEFT adapters: slower than vLLM, same contract, runs wherever torch does."""
 
 import itertools
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -68,9 +69,11 @@ class HfEngine:
 
     def _batches(self, requests: Sequence[Request], size: int) -> Iterator[tuple[Path | None, list[int], Any]]:
         """Per adapter, indices of prompts of similar length with their padded inputs; None for one without room."""
-        for adapter in dict.fromkeys(request.adapter for request in requests):
-            own = [index for index, request in enumerate(requests) if request.adapter == adapter]
-            ids = dict(zip(own, self._ids([requests[index].prompt for index in own]), strict=True))
+        prompts: dict[Path | None, dict[int, str]] = defaultdict(dict)
+        for index, request in enumerate(requests):
+            prompts[request.adapter][index] = request.prompt
+        for adapter, own in prompts.items():
+            ids = dict(zip(own, self.tokenizer(list(own.values()), verbose=False).input_ids, strict=True))
             order = sorted(own, key=lambda index: len(ids[index]))
             fitting = [index for index in order if len(ids[index]) < self.context]
             for index in order[len(fitting) :]:
@@ -79,9 +82,6 @@ class HfEngine:
                 batch = fitting[start : start + size]
                 padded = self.tokenizer.pad({"input_ids": [ids[index] for index in batch]}, return_tensors="pt")
                 yield adapter, batch, padded.to(self.device)
-
-    def _ids(self, prompts: list[str]) -> list[list[int]]:
-        return list(self.tokenizer(prompts, verbose=False).input_ids)
 
     def _continue(self, inputs: Any, decoding: Decoding, adapter: Path | None) -> list[str]:
         """`samples` texts for the first prompt of a batch, then for the second, and so on."""

@@ -92,6 +92,15 @@ def run(tmp_path: Path, engine: FakeEngine, protocol: Protocol = PROTOCOL, **job
     return evaluate([Job(tmp_path, **options)], BENCHMARKS, protocol, FakeEngine.tokenizer, lambda: engine)
 
 
+@pytest.fixture
+def adapters(tmp_path: Path) -> list[Path]:
+    """Two folders that differ in their weights."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_model.safetensors").write_text(name)
+    return [tmp_path / "a", tmp_path / "b"]
+
+
 def metrics(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "metrics.json").read_text())
 
@@ -109,13 +118,8 @@ def test_scores_counts_and_predictions(tmp_path: Path) -> None:
     assert row["prompt"].endswith("Question: q3\n<|assistant|>\nAnswer:")
 
 
-def test_adapters_are_answered_together_and_kept_apart(tmp_path: Path) -> None:
+def test_adapters_are_answered_together_and_kept_apart(tmp_path: Path, adapters: list[Path]) -> None:
     """One request stream for all jobs of a benchmark; each row and each count goes to its own run."""
-    adapters = []
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "adapter_model.safetensors").write_text(name)
-        adapters.append(tmp_path / name)
     engine = FakeEngine()
     jobs = [Job(adapter, adapter, True, ("gsm8k",)) for adapter in adapters]
     jobs.append(Job(tmp_path / "base", None, True, ("gsm8k",)))
@@ -165,12 +169,7 @@ def test_damaged_predictions_are_made_again(tmp_path: Path) -> None:
     assert (gsm8k / "metrics.json").read_bytes() == wanted
 
 
-def test_what_determines_the_predictions_makes_another_key(tmp_path: Path) -> None:
-    adapters = []
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "adapter_model.safetensors").write_text(name)
-        adapters.append(tmp_path / name)
+def test_what_determines_the_predictions_makes_another_key(tmp_path: Path, adapters: list[Path]) -> None:
     variations: list[dict[str, Any]] = [
         {},
         {"chat": False},
