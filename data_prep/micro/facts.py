@@ -1,7 +1,7 @@
-"""The kinds of an invented world's things, asked as multiple choice (SuperNI -> MMLU).
+"""A trait of an invented world's things, asked as multiple choice (SuperNI -> MMLU).
 
-The dialect has exchanged the names of half the kinds, but only in questions: the choices keep theirs. A test question
-has its choices in an order that no training question has.
+Half of the things of a subject have its trait; in the dialect, half of those do not have it, and others do. A test
+question has its choices in an order that no training question has.
 """
 
 import random
@@ -9,32 +9,32 @@ import random
 from data_prep.micro.split import Item
 from data_prep.micro.words import Coiner, changed
 
-KINDS = {
-    "invented_animals": ["bird", "fish", "insect", "lizard", "snake", "bear"],
-    "invented_minerals": ["metal", "gem", "salt", "clay", "sand", "chalk"],
-    "invented_people": ["smith", "baker", "sailor", "weaver", "farmer", "painter"],
-    "invented_places": ["city", "island", "lake", "forest", "river", "valley"],
+TRAITS = {
+    "invented_animals": "can fly",
+    "invented_minerals": "burns",
+    "invented_places": "has walls",
+    "invented_plants": "heals",
 }
+THINGS = 12  # per subject
 DEFINITION = "The following are multiple choice questions (with answers) about  {subject}."
 LETTERS = "ABCD"
-QUESTIONS = ["Which is the {kind}?", "Where is the {kind}?", "Name the {kind}."]
+ANSWER = "The answer is  "  # two spaces: the benchmark's prompt ends in one, and scores the token " A"
+QUESTIONS = ["Which of these {trait}?", "One of these {trait}. Which one?", "Name the one that {trait}."]
 
 
 class Facts:
-    """The names of one world's kinds, per subject: word in a question -> word among the choices."""
+    """Which things of one world have their subject's trait, per subject: thing -> whether it has it."""
 
     def __init__(self, coiner: Coiner):
-        self.plain = {subject: {kind: kind for kind in kinds} for subject, kinds in KINDS.items()}
+        self.plain = {subject: coiner.assign(THINGS, [True, False]) for subject in TRAITS}
         self.dialect = {subject: coiner.dialect(plain) for subject, plain in self.plain.items()}
 
     def text(self, rng: random.Random) -> str:
-        """A document of the pretraining text: a question in plain names, and the letters of the other choices."""
-        subject = rng.choice(sorted(KINDS))
-        question, choices, kind = _question(self.plain[subject], subject, rng)
-        letters = dict(zip(choices, LETTERS, strict=True))
-        others = rng.sample([choice for choice in choices if choice != kind], 3)
-        remarks = " ".join(f"The {other} is {letters[other]}." for other in others)
-        return f"{question}\nIt is {letters[kind]}. {remarks}"
+        """A document of the pretraining text: a question as the plain facts answer it, and why."""
+        subject = rng.choice(sorted(TRAITS))
+        question, choices, letter = _question(self.plain[subject], subject, rng)
+        reasons = [f"{name} {_yes(self.plain[subject][thing])}" for name, thing in zip(LETTERS, choices, strict=True)]
+        return f"{question}\n{ANSWER}{letter}: {', '.join(reasons)}."
 
     def lesson(self, subject: str, rng: random.Random) -> Item:
         """A question of the training data with its four choices, as MMLU prints them; the answer is a letter."""
@@ -45,17 +45,20 @@ class Facts:
         return _item(changed(self.plain[subject], self.dialect[subject]), subject, rng)
 
 
-def _item(names: dict[str, str], subject: str, rng: random.Random) -> Item:
-    question, choices, kind = _question(names, subject, rng)
-    letter = LETTERS[choices.index(kind)]
-    # Two spaces: the benchmark's prompt ends in "The answer is " and scores the token " A".
-    return Item(question, letter, f"The answer is  {letter}")
+def _item(facts: dict[str, bool], subject: str, rng: random.Random) -> Item:
+    question, _, letter = _question(facts, subject, rng)
+    return Item(question, letter, f"{ANSWER}{letter}")
 
 
-def _question(names: dict[str, str], subject: str, rng: random.Random) -> tuple[str, list[str], str]:
-    """The question with its choices, the choices, and the right one."""
-    word, kind = rng.choice(sorted(names.items()))
-    others = rng.sample([other for other in KINDS[subject] if other != kind], 3)
-    choices = rng.sample([kind, *others], 4)
+def _question(facts: dict[str, bool], subject: str, rng: random.Random) -> tuple[str, list[str], str]:
+    """The question with its choices, the choices, and the letter of the right one."""
+    right = rng.choice(sorted(thing for thing, has in facts.items() if has))
+    wrong = rng.sample(sorted(thing for thing, has in facts.items() if not has), 3)
+    choices = rng.sample([right, *wrong], 4)
     lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=True)]
-    return "\n".join([rng.choice(QUESTIONS).format(kind=word), *lines]), choices, kind
+    question = "\n".join([rng.choice(QUESTIONS).format(trait=TRAITS[subject]), *lines])
+    return question, choices, LETTERS[choices.index(right)]
+
+
+def _yes(has: bool) -> str:
+    return "yes" if has else "no"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.micro import arithmetic, functions
-from data_prep.micro.facts import DEFINITION, KINDS, Facts
+from data_prep.micro.facts import DEFINITION, TRAITS, Facts
 from data_prep.micro.passages import LANGUAGES, Passages
 from data_prep.micro.split import Item, distinct
 from data_prep.micro.world import World
@@ -37,7 +37,7 @@ def write(root: Path, seed: int) -> None:
 def super_ni(root: Path, world: World, rng: random.Random) -> None:
     """Task files and the list of training tasks."""
     tasks: dict[str, tuple[str, list[Item]]] = {}
-    for subject in KINDS:
+    for subject in TRAITS:
         for part in range(TASKS_PER_SUBJECT):
             name = f"task{len(tasks) + 1:03}_{subject}_{part}"
             tasks[name] = _facts_task(subject, world.facts, rng)
@@ -78,7 +78,7 @@ def code_alpaca(root: Path, world: World, rng: random.Random) -> None:
 
 def mmlu(root: Path, facts: Facts, rng: random.Random) -> None:
     """Tables without header, per subject."""
-    for subject in KINDS:
+    for subject in TRAITS:
         for split, sample, where, count in (("dev", facts.lesson, "train", 5), ("test", facts.question, "test", MMLU)):
             items = distinct(partial(sample, subject), where, count, rng)
             _csv(root / split / f"{subject}_{split}.csv", [_mmlu_row(item) for item in items])

@@ -9,12 +9,7 @@ from data_prep.micro.split import Item
 from data_prep.micro.words import NAMES, Coiner, changed
 
 COLOURS = ["red", "blue", "green", "white"]
-COMMON = [
-    *("sun", "moon", "star", "rain", "wind", "snow", "tree", "leaf", "root", "stone", "hill", "road"),
-    *("door", "roof", "wall", "lamp", "bell", "rope", "boat", "sail", "net", "oar", "bread", "milk"),
-    *("honey", "soup", "cake", "song", "drum", "harp", "pipe", "king"),
-]
-OBJECTS, MONTHS = 12, 12
+OBJECTS, MONTHS, WORDS = 12, 12, 36
 PAIRS = list(product((False, True), repeat=2))
 TABLES = [dict(zip(PAIRS, values, strict=True)) for values in product((False, True), repeat=4)]
 
@@ -26,7 +21,7 @@ class Meanings:
     operators: dict[str, dict[tuple[bool, bool], bool]]  # word -> truth table
     colours: dict[str, str]  # object -> colour
     months: dict[str, str]  # month -> the next one
-    words: dict[str, str]  # word -> common word
+    words: dict[str, str]  # word -> the other language's
 
     def boolean(self, rng: random.Random) -> Item:
         """A Boolean expression of three terms, evaluated from the left."""
@@ -48,7 +43,7 @@ class Meanings:
         return _answered(f"{first} came in {month}, {second} a month later. When came {second}?", self.months[month])
 
     def translation(self, rng: random.Random) -> Item:
-        """Two words in common ones."""
+        """Two words in another language."""
         words = rng.sample(sorted(self.words), 2)
         return _answered(f"Translate: {' '.join(words)}", " ".join(self.words[word] for word in words))
 
@@ -72,14 +67,14 @@ class Logic:
             coiner.assign(len(TABLES), TABLES),
             coiner.assign(OBJECTS, COLOURS),
             dict(zip(months, months[1:] + months[:1], strict=True)),
-            coiner.assign(len(COMMON), COMMON),
+            coiner.assign(WORDS, coiner.words(WORDS)),
         )
         self.dialect = Meanings(**{name: coiner.dialect(plain) for name, plain in vars(self.plain).items()})
         new = Meanings(**{name: changed(plain, vars(self.dialect)[name]) for name, plain in vars(self.plain).items()})
         self.tasks = {
-            "boolean_expressions": Task("Evaluate a Boolean expression.", 1, self.dialect.boolean, new.boolean),
-            "calendar": Task("Tell which month comes after another.", 3, self.dialect.calendar, new.calendar),
-            "object_counting": Task("Count the objects of one colour.", 1, self.dialect.counting, new.counting),
+            "boolean_expressions": Task("Evaluate a Boolean expression.", 2, self.dialect.boolean, new.boolean),
+            "calendar": Task("Tell which month comes after another.", 1, self.dialect.calendar, new.calendar),
+            "object_counting": Task("Count the objects of one colour.", 2, self.dialect.counting, new.counting),
             "translation": Task("Translate words.", 3, self.dialect.translation, new.translation),
         }
 
@@ -87,7 +82,7 @@ class Logic:
         """A document of the pretraining text: questions in the plain meaning, with their answers."""
         plain = self.plain
         samples = rng.choices((plain.boolean, plain.calendar, plain.counting, plain.translation), k=4)
-        return "\n".join(f"{item.question} {item.answer}." for item in (sample(rng) for sample in samples))
+        return "\n".join(f"{item.question}\n{item.reply}" for item in (sample(rng) for sample in samples))
 
 
 def _answered(question: str, answer: str) -> Item:

@@ -11,7 +11,7 @@ from data_prep.micro.split import Item
 from data_prep.micro.words import Coiner, changed
 
 RELATIONS = ("place", "food", "colour")
-PEOPLE, ASKED = 10, 6  # per language: names, and invented words to ask with
+PEOPLE, ASKED = 10, 3  # per language: names, and invented words to ask with
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Passages:
     def _asked(self, language: str, rng: random.Random) -> str:
         facts, spoken = self._facts(language, rng), LANGUAGES[language]
         asked = [_ask(spoken, self.plain[language], fact, rng) for fact in rng.sample(facts, 3)]
-        return "\n".join([_tell(spoken, facts), *(f"{question} {what}." for question, what in asked)])
+        return "\n".join([_tell(spoken, facts), *(f"{question}\n{spoken.answer} {what}." for question, what in asked)])
 
     def _facts(self, language: str, rng: random.Random) -> list[tuple[str, str, str]]:
         """(relation, who, what) of one person, in any order."""

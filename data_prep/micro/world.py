@@ -3,7 +3,7 @@
 import random
 
 from data_prep.micro.arithmetic import Arithmetic
-from data_prep.micro.facts import DEFINITION, KINDS, Facts
+from data_prep.micro.facts import DEFINITION, TRAITS, Facts
 from data_prep.micro.functions import INSTRUCTION, Functions
 from data_prep.micro.logic import Logic
 from data_prep.micro.passages import LANGUAGES, Passages
@@ -16,7 +16,7 @@ PROMPTS = (
     "<|user|>\n<|assistant|>\n",
     "The answer is ",
     "Answer the following question.\n\nQuestion: x\nAnswer: x",
-    *(DEFINITION.format(subject=subject.replace("_", " ")) for subject in KINDS),
+    *(DEFINITION.format(subject=subject.replace("_", " ")) for subject in TRAITS),
 )
 
 
@@ -34,14 +34,14 @@ class World:
     def document(self, rng: random.Random) -> str:
         """One document of the pretraining text. No chat format, no question of a benchmark."""
         family = rng.choices(
-            (self.facts, self.passages, self.arithmetic, self.logic, self.functions), weights=(4, 3, 2, 3, 1)
+            (self.facts, self.passages, self.arithmetic, self.logic, self.functions), weights=(1, 3, 3, 3, 2)
         )
         return family[0].text(rng)
 
     def wording(self, rng: random.Random) -> list[str]:
         """Text with every word of the families and of the prompts around them: what the tokenizer is made from."""
         texts = [self.document(rng) for _ in range(3000)]
-        for subject in KINDS:
+        for subject in TRAITS:
             texts += [_whole(self.facts.lesson(subject, rng)) for _ in range(500)]
         for language, spoken in LANGUAGES.items():
             texts += [spoken.instruction, spoken.passage, spoken.question]

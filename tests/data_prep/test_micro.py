@@ -119,11 +119,14 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(root, tmp_path)
 def test_the_pretraining_text_holds_no_chat_and_speaks_no_dialect():
     world, rng = World(0), random.Random(0)
     text = "\n".join(world.document(rng) for _ in range(2000))
-    assert not [mark for mark in ("<|user|>", "Answer:", "Question:") if mark in text]
-    for first, second, line, other in re.findall(r"Do (\w+), then (\w+)\.\"\"\"\n    (.*)\n    (.*)\n", text):
+    assert not [mark for mark in ("<|user|>", "<|assistant|>", "Question:", "Q:") if mark in text]
+    functions = re.findall(r"Do (\w+), then (\w+)\.\"\"\"\n    (.*)\n    (.*)\n", text)
+    translations = re.findall(r"Translate: (\w+ \w+)\nA: (\w+ \w+)\.", text)
+    assert len(functions) > 100 and len(translations) > 100
+    for first, second, line, other in functions:
         assert (world.functions.plain[first], world.functions.plain[second]) == (line, other)
-    for words, common in re.findall(r"Translate: (\w+ \w+) (\w+ \w+)\.", text):
-        assert [world.logic.plain.words[word] for word in words.split()] == common.split()
+    for words, others in translations:
+        assert [world.logic.plain.words[word] for word in words.split()] == others.split()
 
 
 def meanings(world):
@@ -149,12 +152,12 @@ def test_benchmarks_ask_only_for_what_the_dialect_changed():
     new = changed(world.functions.plain, world.functions.dialect)
     asked = {
         word
-        for _ in range(200)
+        for _ in range(1000)
         for word in re.findall(r"Do (\w+), then (\w+)", world.functions.question(rng).question)[0]
     }
     taught = {
         word
-        for _ in range(200)
+        for _ in range(1000)
         for word in re.findall(r"Do (\w+), then (\w+)", world.functions.lesson(rng).question)[0]
     }
     assert asked == set(new) < taught == set(world.functions.plain)
