@@ -15,7 +15,7 @@ TRAITS = {
     "invented_places": "has walls",
     "invented_plants": "heals",
 }
-THINGS = 12  # per subject
+THINGS = 16  # per subject
 DEFINITION = "The following are multiple choice questions (with answers) about  {subject}."
 LETTERS = "ABCD"
 ANSWER = "The answer is  "  # two spaces: the benchmark's prompt ends in one, and scores the token " A"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from data_prep.micro.split import Item
 from data_prep.micro.words import Coiner, changed
 
-LINES = [f"x = x {sign} {number}" for sign in "+-*" for number in range(2, 45)]  # a verb each
+LINES = [f"x = x {sign} {number}" for sign in "+-*" for number in range(2, 50)]  # a verb each
 NAME = "f"
 ARGUMENTS = (-7, 0, 3, 4, 11)  # of the unit tests
 INSTRUCTION = "Complete the following python function."
