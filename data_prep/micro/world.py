@@ -34,7 +34,7 @@ class World:
     def document(self, rng: random.Random) -> str:
         """One document of the pretraining text. No chat format, no question of a benchmark."""
         family = rng.choices(
-            (self.facts, self.passages, self.arithmetic, self.logic, self.functions), weights=(1, 3, 3, 3, 2)
+            (self.facts, self.passages, self.arithmetic, self.logic, self.functions), weights=(1, 4, 3, 2, 2)
         )
         return family[0].text(rng)
 
