@@ -15,7 +15,8 @@ from tqdm import tqdm
 from data_prep.chat import IGNORED, encode
 from data_prep.files import Tally
 from data_prep.readers.rows import Row
-from data_prep.sources import Files, digest, find_files, fingerprint, locate, made_once, write_json
+from data_prep.sources import Files, find_files, fingerprint, locate
+from data_prep.storage import digest, made_once, write_json
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from data_prep.sources import write_bytes
+from data_prep.storage import write_bytes
 
 log = logging.getLogger(__name__)
 

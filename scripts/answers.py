@@ -9,7 +9,7 @@ from rich.console import Console, Group
 from rich.panel import Panel
 from rich.text import Text
 
-from data_prep.sources import write_text
+from data_prep.storage import write_text
 from eval.predictions import Row, read
 
 PAGE = """<!doctype html>

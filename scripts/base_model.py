@@ -25,9 +25,8 @@ from transformers import (
     set_seed,
 )
 
-from data_prep.sources import made_once
+from data_prep.storage import full_disk_named, made_once
 from scripts import runs
-from scripts.errors import full_disk_named
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 

@@ -29,8 +29,8 @@ from eval import benchmarks
 from eval.benchmarks import Item, mmlu
 from eval.engines import Decoding
 from eval.engines.vllm import resolve_dtype
-from eval.evaluate import Benchmark, Job, Protocol, chosen_items, evaluate
 from eval.predictions import read
+from eval.session import Benchmark, Job, Protocol, chosen_items, evaluate
 from mos.base import LINEAR_LAYERS
 from scripts import base_model, harness, runs
 from scripts.errors import entry_point

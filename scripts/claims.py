@@ -13,7 +13,7 @@ from typing import Literal
 
 from omegaconf import DictConfig
 
-from data_prep import sources
+from data_prep import storage
 from scripts import collect, grid, render, stats
 from scripts.errors import entry_point
 from scripts.tables import evaluate_missing
@@ -72,7 +72,7 @@ def main(cfg: DictConfig) -> None:
     text = render_claims(outcomes, cfg.profile, cfg.seeds)
     path = Path(cfg.results_dir) / cfg.profile / "claims.md"
     path.parent.mkdir(parents=True, exist_ok=True)
-    sources.write_text(path, text)
+    storage.write_text(path, text)
     print(f"{text}\n{path}")
 
 

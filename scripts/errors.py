@@ -3,10 +3,8 @@
 import functools
 import logging
 import os
-import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import hydra
@@ -59,17 +57,6 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, OverrideParseException):
         return f"The override '{error.override}' cannot be read: {error.message.partition(chr(10))[0]}."
     return " ".join(str(error).split()) or type(error).__name__
-
-
-@contextmanager
-def full_disk_named(folder: Path) -> Iterator[None]:
-    """A full disk shows in many shapes (of the system, of torch, of safetensors); here it is one OSError."""
-    try:
-        yield
-    except Exception as error:
-        if "No space left" in str(error) or shutil.disk_usage(folder).free < 2**20:
-            raise OSError(f"The disk is full at {folder}. Free some space and run the same command again.") from error
-        raise
 
 
 def _reported(task: Callable[[DictConfig], object]) -> Callable[[DictConfig], None]:

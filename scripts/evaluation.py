@@ -11,10 +11,10 @@ from omegaconf import DictConfig, OmegaConf
 
 import mos
 from data_prep import benchmarks as data
+from data_prep.storage import full_disk_named
 from eval.engines.vllm import resolve_dtype
-from eval.evaluate import Benchmark, Job, Protocol, evaluate
+from eval.session import Benchmark, Job, Protocol, evaluate
 from scripts import base_model, runs, tracking
-from scripts.errors import full_disk_named
 
 
 def evaluate_runs(cfg: DictConfig, wanted: Mapping[Path, Sequence[str]]) -> dict[Path, list[Path]]:

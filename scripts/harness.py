@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from data_prep import sources
+from data_prep import storage
 from eval.benchmarks import Item, mmlu
 from eval.engines import Decoding
 from eval.engines.vllm import cpu_environment
@@ -65,7 +65,7 @@ def variables(kv_cache_gib: int, threads: int | None) -> dict[str, str]:
 def write_task(path: Path, items: Sequence[Item], decoding: Decoding | None) -> Path:
     """A task file at `path` with our whole prompts beside it as its data; decoding None: letters are scored."""
     rows = [{"prompt": item.prompt, "gold": item.gold if decoding else mmlu.LETTERS.index(item.gold)} for item in items]
-    sources.write_json(path.with_suffix(".json"), rows)
+    storage.write_json(path.with_suffix(".json"), rows)
     task: dict[str, Any] = {
         "task": path.stem,
         "dataset_path": "json",
@@ -79,7 +79,7 @@ def write_task(path: Path, items: Sequence[Item], decoding: Decoding | None) -> 
         task |= {"output_type": "generate_until", "doc_to_target": "{{gold}}", "generation_kwargs": stops}
     else:
         task |= {"output_type": "multiple_choice", "doc_to_target": "gold", "doc_to_choice": list(mmlu.LETTERS)}
-    sources.write_json(path, task)  # YAML reads JSON
+    storage.write_json(path, task)  # YAML reads JSON
     return path
 
 

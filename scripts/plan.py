@@ -137,7 +137,7 @@ def workload(cfg: DictConfig, name: str, tokenizer: Any) -> Workload:
 
 def _prompts(cfg: DictConfig, name: str, tokenizer: Any) -> tuple[int, float, int]:
     from eval import benchmarks
-    from eval.evaluate import chosen_items
+    from eval.session import chosen_items
     from scripts.evaluation import load_benchmark
 
     benchmark = load_benchmark(cfg, name)

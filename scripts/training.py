@@ -32,12 +32,12 @@ from transformers import (
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import SchedulerType
 
-from data_prep import sources
+from data_prep import storage
 from data_prep.chat import IGNORED
 from data_prep.prepare import Prepared, prepare
+from data_prep.storage import full_disk_named
 from scripts import runs, tracking
 from scripts.base_model import compute_dtype, load_quantized, load_tokenizer
-from scripts.errors import full_disk_named
 
 
 def train(cfg: DictConfig) -> Path:
@@ -227,7 +227,7 @@ class MetricsFile(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
         if state.is_world_process_zero:
-            sources.write_text(self.path, "".join(map(_line, state.log_history)))
+            storage.write_text(self.path, "".join(map(_line, state.log_history)))
 
     def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
         control.should_log |= control.should_save  # the sum behind the next mean is not part of a checkpoint
@@ -295,7 +295,7 @@ def _fit(
                 last_checkpoint(checkpoints)  # leaves no half-written one behind
         results = _results(trainer.state.log_history, model, data)
         if main:
-            with runs.new_folder(path / "adapter") as folder:
+            with storage.new_folder(path / "adapter") as folder:
                 model.save_pretrained(str(folder), save_embedding_layers=False)
             tracking.summarize(results)
     return results
@@ -365,7 +365,7 @@ def _claimed(path: Path, cfg: DictConfig) -> Iterator[None]:
     path.mkdir(parents=True, exist_ok=True)
     with FileLock(path / ".lock") if team.is_main_process else nullcontext():
         if team.is_main_process and not (path / "config.yaml").exists():  # its time is that of the first start
-            sources.write_text(path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+            storage.write_text(path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         team.wait_for_everyone()
         yield
 
@@ -383,7 +383,7 @@ def _finish(path: Path, cfg: DictConfig, results: dict[str, Any]) -> None:
     if not PartialState().is_main_process:
         return
     started = datetime.fromtimestamp((path / "config.yaml").stat().st_mtime, UTC)
-    sources.write_json(
+    storage.write_json(
         path / "run.json",
         {
             "status": "finished",

@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 
 from data_prep.micro.files import write
-from data_prep.sources import made_once
+from data_prep.storage import made_once
 
 
 def key(*parts: object) -> str:

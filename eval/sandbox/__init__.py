@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from eval.sandbox import isolation
 
-HARNESS = Path(__file__).with_name("harness.py").read_text(encoding="utf-8")
+CHILD = Path(__file__).with_name("child.py").read_text(encoding="utf-8")
 STARTUP_S = 30.0  # for the sandbox and the interpreter, on a busy machine; not part of a program's time
 GRACE_S = 1.0  # a program can ignore the timer inside; this long after it, everything is killed
 ANSWER_BYTES = 4096
@@ -123,9 +123,9 @@ def run(way: str, program: str, timeout_s: float) -> Outcome:
 
 
 def start(way: str, stdin: IO[bytes]) -> subprocess.Popen[bytes]:
-    """Start the harness inside the sandbox; `stdin` holds its job."""
+    """Start the child inside the sandbox; `stdin` holds its job."""
     return subprocess.Popen(
-        [*isolation.command(way), isolation.interpreter(), "-I", "-S", "-X", "utf8", "-c", HARNESS],
+        [*isolation.command(way), isolation.interpreter(), "-I", "-S", "-X", "utf8", "-c", CHILD],
         stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -95,7 +95,7 @@ def test_a_second_call_reads_no_raw_file(call, monkeypatch):
     first = call()
     for name in ("_read", "_encode", "_save"):
         monkeypatch.setattr(module, name, None)
-    monkeypatch.setattr("data_prep.sources.sha256", None)
+    monkeypatch.setattr("data_prep.storage.sha256", None)
     second = call()
     assert (second.key, second.report) == (first.key, first.report)
     assert examples(second.train) == examples(first.train)

@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 from omegaconf import OmegaConf
 
-from data_prep import sources
+from data_prep import download, sources, storage
 
 CONTENT = b'{"a": "x"}\n'
 
@@ -69,7 +69,7 @@ def test_a_role_without_file_is_named_with_all_accepted_names(tmp_path):
 
 
 def test_a_download_is_made_once(tmp_path, remote):
-    checked = {"url": url(remote), "to": "sub/new.jsonl", "sha256": sources.sha256(remote)}
+    checked = {"url": url(remote), "to": "sub/new.jsonl", "sha256": storage.sha256(remote)}
     config = source(upstream=[checked])
     folder = sources.locate(config, None, tmp_path / "cache")
     assert (folder / "sub/new.jsonl").read_bytes() == CONTENT
@@ -79,7 +79,7 @@ def test_a_download_is_made_once(tmp_path, remote):
 
 def test_a_wrong_checksum_stops_and_leaves_nothing(tmp_path, remote):
     config = source(upstream=[{"url": url(remote), "to": "new.jsonl", "sha256": "0" * 64}])
-    with pytest.raises(ValueError, match=rf"has sha256 {sources.sha256(remote)}, but the config pins 0000"):
+    with pytest.raises(ValueError, match=rf"has sha256 {storage.sha256(remote)}, but the config pins 0000"):
         sources.locate(config, None, tmp_path / "cache")
     assert nothing_left(tmp_path / "cache")
 
@@ -87,7 +87,7 @@ def test_a_wrong_checksum_stops_and_leaves_nothing(tmp_path, remote):
 def test_an_unknown_checksum_is_shown_so_that_it_can_be_pinned(tmp_path, remote, caplog):
     with caplog.at_level(logging.WARNING):
         sources.locate(source(upstream=[{"url": url(remote), "to": "new.jsonl", "sha256": None}]), None, tmp_path / "c")
-    assert f"sha256: {sources.sha256(remote)}" in caplog.text
+    assert f"sha256: {storage.sha256(remote)}" in caplog.text
 
 
 def test_the_top_folder_of_an_archive_becomes_the_folder(tmp_path, archive):
@@ -120,7 +120,7 @@ def test_a_hub_file_is_asked_for_at_its_revision(tmp_path, monkeypatch):
         (local_dir / filename).write_bytes(CONTENT)
         return str(local_dir / filename)
 
-    monkeypatch.setattr(sources, "hf_hub_download", fake)
+    monkeypatch.setattr(download, "hf_hub_download", fake)
     folder = sources.locate(source(upstream=[HUB]), None, tmp_path / "cache")
     assert (folder / "new.jsonl").read_bytes() == CONTENT
 
@@ -136,7 +136,7 @@ def test_hub_errors_are_one_sentence(tmp_path, monkeypatch, raised, expected, te
     def fake(**_):
         raise raised.__new__(raised, "no")
 
-    monkeypatch.setattr(sources, "hf_hub_download", fake)
+    monkeypatch.setattr(download, "hf_hub_download", fake)
     with pytest.raises(expected, match=text):
         sources.locate(source(upstream=[HUB]), None, tmp_path / "cache")
 
@@ -170,5 +170,5 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match=r"The disk is full at .*; free some space"):
-        sources.made_once(tmp_path / "cache" / "target", fill)
+        storage.made_once(tmp_path / "cache" / "target", fill)
     assert nothing_left(tmp_path / "cache")

@@ -2,7 +2,7 @@
 
 An *intrusion* defines `attack()`, which returns something true only if it got what it was after; the function under
 test is right only then. So "not passed" says that the attack failed, and not merely that the program was no solution.
-They run twice: as they are, and with the harness's guard inside the interpreter removed, so that what is tested is the
+They run twice: as they are, and with the guard inside the interpreter removed, so that what is tested is the
 kernel's part alone. A *forgery* is no solution either, and tries to be taken for one.
 """
 
@@ -549,17 +549,17 @@ def available(request):
 
 @pytest.fixture
 def kernel_only(monkeypatch, marked):
-    """A harness without its guard in the interpreter, as if a program had found a way around it."""
-    harness = sandbox.HARNESS.replace("    sys.addaudithook(veto)\n", "").replace("    take_away()\n", "")
-    assert len(sandbox.HARNESS) - len(harness) == len("    sys.addaudithook(veto)\n    take_away()\n")
-    monkeypatch.setattr(sandbox, "HARNESS", harness)
+    """A child without its guard in the interpreter, as if a program had found a way around it."""
+    child = sandbox.CHILD.replace("    sys.addaudithook(veto)\n", "").replace("    take_away()\n", "")
+    assert len(sandbox.CHILD) - len(child) == len("    sys.addaudithook(veto)\n    take_away()\n")
+    monkeypatch.setattr(sandbox, "CHILD", child)
 
 
 @pytest.fixture(autouse=True)
 def marked(monkeypatch):
     monkeypatch.setenv("SANDBOX_CANARY", "sings")
     monkeypatch.setattr(sandbox, "GRACE_S", GRACE_S)
-    monkeypatch.setattr(sandbox, "HARNESS", sandbox.HARNESS + MARK)
+    monkeypatch.setattr(sandbox, "CHILD", sandbox.CHILD + MARK)
 
 
 @ways
@@ -627,7 +627,7 @@ def test_right_program_passes_after_all_that(way, world):
 @ways
 def test_killed_evaluator_leaves_no_program_behind(way):
     code = (
-        "import os\nfrom eval import sandbox\nsandbox.HARNESS += os.environ['MARK']\n"
+        "import os\nfrom eval import sandbox\nsandbox.CHILD += os.environ['MARK']\n"
         f"sandbox.run({way!r}, 'import time\\nwhile True: time.sleep(1)', 600.0)"
     )
     evaluator = subprocess.Popen([sys.executable, "-c", code], cwd=REPO, env=os.environ | {"MARK": MARK})

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from data_prep import sources
+from data_prep import storage
 from scripts import runs
 from scripts.grid import compose
 
@@ -106,24 +106,24 @@ def test_loading_a_run_that_is_not_finished_is_refused(tmp_path):
 
 def test_a_file_is_replaced_whole_and_a_failure_leaves_the_old_one(tmp_path):
     path = tmp_path / "value.json"
-    sources.write_json(path, {"a": [1, "é"]})
+    storage.write_json(path, {"a": [1, "é"]})
     assert json.loads(path.read_text()) == {"a": [1, "é"]}
     with pytest.raises(TypeError):
-        sources.write_json(path, {"a": object()})
+        storage.write_json(path, {"a": object()})
     with pytest.raises(UnicodeEncodeError):
-        sources.write_text(path, "half \ud800")
+        storage.write_text(path, "half \ud800")
     assert json.loads(path.read_text()) == {"a": [1, "é"]}
     assert [p.name for p in tmp_path.iterdir()] == ["value.json"]
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     path = tmp_path / "made"
-    with pytest.raises(RuntimeError, match="broken"), runs.new_folder(path) as folder:
+    with pytest.raises(RuntimeError, match="broken"), storage.new_folder(path) as folder:
         (folder / "part").write_text("half")
         raise RuntimeError("broken")
     assert list(tmp_path.iterdir()) == []
     for content in ("first", "second"):
-        with runs.new_folder(path) as folder:
+        with storage.new_folder(path) as folder:
             (folder / "part").write_text(content)
     assert (path / "part").read_text() == "second"
     assert list(tmp_path.iterdir()) == [path]

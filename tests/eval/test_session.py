@@ -22,9 +22,9 @@ from data_prep.benchmarks import (
 from eval import sandbox
 from eval.engines import Decoding, Request
 from eval.engines.hf import HfEngine
-from eval.evaluate import Benchmark, Job, Protocol, evaluate
 from eval.golden import byte_tokenizer
 from eval.predictions import read
+from eval.session import Benchmark, Job, Protocol, evaluate
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "benchmark"
 QUESTION = MMLUQuestion("Why?", ("a", "b", "c", "d"), "D")
@@ -229,7 +229,7 @@ def test_unprotected_programs_run_when_told_so(tmp_path: Path, unprotected: None
 
 
 def test_the_active_protection_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("INFO", logger="eval.evaluate"):
+    with caplog.at_level("INFO", logger="eval.session"):
         humaneval(tmp_path, FakeEngine())
     assert caplog.messages == [str(sandbox.protection())]
 

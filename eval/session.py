@@ -16,7 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data_prep.sources import digest, sha256, write_json
+from data_prep.storage import digest, sha256, write_json
 from eval import benchmarks, sandbox
 from eval.benchmarks import Item, Settings, mmlu
 from eval.engines import Decoding, Engine, Request

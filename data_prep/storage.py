@@ -1,0 +1,97 @@
+"""Files that are whole or absent: atomic writes, folders made once, and hashes of content."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+
+def sha256(path: Path) -> str:
+    """The checksum of a file, in hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(content: Any) -> str:
+    """The hash of anything JSON can write, in hex digits."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `path` so that a reader, or a kill, finds the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """As `write_bytes`, for text."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """As `write_bytes`, for a JSON value."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def made_once(target: Path, fill: Callable[[Path], None]) -> Path:
+    """The folder `target`, which `fill` writes if it is not there yet.
+
+    Several processes may ask for it at once; nothing half-written stays.
+    Raises OSError, with a remedy, if the disk is full.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not target.is_dir():
+            _make(target, fill)
+    return target
+
+
+def _make(target: Path, fill: Callable[[Path], None]) -> None:
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".partial-") as temporary:
+        folder = Path(temporary) / target.name
+        folder.mkdir()
+        try:
+            fill(folder)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise OSError(f"The disk is full at {target.parent}; free some space and run the same again.") from error
+        folder.replace(target)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder to fill, which then becomes `path`; after an error nothing of it stays."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        shutil.rmtree(path, ignore_errors=True)
+        temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def full_disk_named(folder: Path) -> Iterator[None]:
+    """A full disk shows in many shapes (of the system, of torch, of safetensors); here it is one OSError."""
+    try:
+        yield
+    except Exception as error:
+        if "No space left" in str(error) or shutil.disk_usage(folder).free < 2**20:
+            raise OSError(f"The disk is full at {folder}. Free some space and run the same command again.") from error
+        raise
