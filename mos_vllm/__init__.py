@@ -1,0 +1,1 @@
+"""MoS adapters in vLLM, served as they are saved: pools and indices are held, full factors exist only in the slots."""

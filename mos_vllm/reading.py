@@ -1,0 +1,225 @@
+"""Reading an adapter folder: safetensors only, checked before and after the tensors are read."""
+
+import json
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load
+from torch import Tensor
+
+from mos_vllm.adapter import (
+    Adapter,
+    AdapterError,
+    Pools,
+    Shape,
+    block_numbers,
+    check_shapes,
+    check_values,
+    layer_type,
+)
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+PACKED = "mos_packed.safetensors"
+PACKED_FORMAT = "mos-packed-1"
+ROOT = "base_model.model."  # PEFT's prefix of every module in a saved adapter
+PARAMETERS = ("mos_A", "mos_B", "mos_index", "mos_scale")
+MAX_CONFIG_BYTES = 1 << 20
+
+Stamp = tuple[tuple[int, int, int], ...]
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The settings in an adapter folder, of whatever method.
+
+    Raises:
+        FileNotFoundError: there is no adapter_config.json.
+        AdapterError: it is not a JSON object.
+    """
+    path = folder / CONFIG
+    if path.stat().st_size > MAX_CONFIG_BYTES:
+        raise AdapterError(folder, f"has an {CONFIG} of {path.stat().st_size} bytes, which is no configuration.")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise AdapterError(folder, f"has an {CONFIG} that is not JSON: {error}.") from error
+    if not isinstance(config, dict):
+        raise AdapterError(folder, f"has an {CONFIG} that is not a JSON object.")
+    return config
+
+
+def is_mos(config: dict[str, Any]) -> bool:
+    return config.get("peft_type") == "MOS"
+
+
+def stamp(folder: Path) -> Stamp:
+    """Changes when a file of the adapter is replaced or rewritten: inode, size and time of each."""
+    stats = [(folder / name).stat() for name in (CONFIG, WEIGHTS, PACKED) if (folder / name).exists()]
+    return tuple((stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats)
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Where a file keeps one layer type: one key of each tensor (packed), or one for each of the L blocks (saved)."""
+
+    modules: tuple[str, ...]
+    a: str
+    b: str
+    index: str | list[str]
+    scale: str | list[str] | None
+
+    def pools(self, tensors: dict[str, Tensor]) -> Pools:
+        index, scale = stacked(tensors, self.index, 1), None  # L of (2, r, l) -> (2, L, r, l)
+        if self.scale is not None:
+            scale = stacked(tensors, self.scale, 0)  # L of (r,) -> (L, r)
+        ones = scale is None or bool((scale == 1).all())
+        return Pools(self.modules, tensors[self.a], tensors[self.b], index, None if ones else scale)
+
+
+def stacked(tensors: dict[str, Tensor], keys: str | list[str], dim: int) -> Tensor:
+    return tensors[keys] if isinstance(keys, str) else torch.stack([tensors[key] for key in keys], dim)
+
+
+def read(folder: Path, max_rank: int | None = None) -> Adapter:
+    """Read the MoS adapter in `folder`, from its packed form if that is there and current.
+
+    max_rank: the largest r and e that the server takes; None: any
+
+    Raises:
+        FileNotFoundError: `folder` holds no adapter.
+        AdapterError: the adapter is broken, truncated, of another kind, or too large.
+    """
+    config = read_config(folder)
+    alpha = checked_alpha(folder, config)
+    weights, packed = folder / WEIGHTS, folder / PACKED
+    if not weights.exists() and not packed.exists():
+        raise AdapterError(folder, f"holds no {WEIGHTS}: MoS adapters are loaded from safetensors only.")
+    source = packed if is_current(packed, weights) else weights
+    try:
+        with safe_open(source, framework="pt") as file:
+            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118  it is no dict
+            metadata = file.metadata() or {}
+        keys = packed_keys(folder, shapes, metadata) if source is packed else saved_keys(folder, shapes)
+        for each in keys:
+            check_keys(folder, each, shapes, max_rank)
+        # read, not mapped: a trainer that saves again would cut a mapped file off, which kills the process
+        tensors = load(source.read_bytes())
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(folder, f"has a broken or truncated {source.name}: {error}.") from error
+    return Adapter(alpha, tuple(checked(folder, each.pools(tensors)) for each in keys))
+
+
+def checked(folder: Path, pools: Pools) -> Pools:
+    check_values(folder, layer_type(pools.modules[0]), pools)
+    return pools
+
+
+def checked_alpha(folder: Path, config: dict[str, Any]) -> float:
+    """`alpha` of the settings. Raises AdapterError where they ask for what vLLM cannot serve with a MoS adapter."""
+    if not is_mos(config):
+        raise AdapterError(folder, f"has peft_type={config.get('peft_type')!r} instead of 'MOS'.")
+    for setting in ("modules_to_save", "bias"):
+        if config.get(setting) not in (None, [], "none"):
+            raise AdapterError(folder, f"has {setting}={config[setting]!r}, which vLLM cannot serve with an adapter.")
+    alpha = config.get("alpha")
+    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not math.isfinite(alpha):
+        raise AdapterError(folder, f"has alpha={alpha!r} in its {CONFIG}, which is not a number.")
+    return float(alpha)
+
+
+def is_current(packed: Path, weights: Path) -> bool:
+    """Whether the packed form was made from these weights, or stands alone."""
+    if not packed.exists() or not weights.exists():
+        return packed.exists()
+    try:
+        with safe_open(packed, framework="pt") as file:
+            return (file.metadata() or {}).get("source") == source_stamp(weights)
+    except (SafetensorError, OSError):
+        return False  # the weights tell
+
+
+def source_stamp(weights: Path) -> str:
+    """Size and time of the file that was packed."""
+    stat = weights.stat()
+    return f"{stat.st_size}:{stat.st_mtime_ns}"
+
+
+def saved_keys(folder: Path, shapes: dict[str, Shape]) -> list[Keys]:
+    """The layer types in a file as PEFT saves it: one pair of pools for each, an index and scales for a block.
+
+    Raises:
+        AdapterError: a tensor is not of MoS, or one is missing.
+    """
+    keys: dict[str, dict[str, str]] = {parameter: {} for parameter in PARAMETERS}
+    for key in shapes:
+        name, _, parameter = key.removeprefix(ROOT).rpartition(".")
+        if parameter not in keys or not name:
+            raise AdapterError(folder, f"holds '{key}', which is no tensor of MoS.")
+        keys[parameter][name] = key
+    pools_a, pools_b = (by_type(folder, keys[parameter]) for parameter in ("mos_A", "mos_B"))
+    indices, scales = keys["mos_index"], keys["mos_scale"]
+    blocks = defaultdict(list)
+    for name in sorted(indices, key=block_numbers):
+        blocks[layer_type(name)].append(name)
+    if not blocks or not pools_a.keys() == pools_b.keys() == blocks.keys() or scales.keys() != indices.keys():
+        raise AdapterError(folder, "lacks pools, indices or scales of some layers: its file is not whole.")
+    return [
+        Keys(tuple(names), pools_a[kind], pools_b[kind], [indices[n] for n in names], [scales[n] for n in names])
+        for kind, names in sorted(blocks.items())
+    ]
+
+
+def by_type(folder: Path, keys: dict[str, str]) -> dict[str, str]:
+    """The key of the pool of each layer type. Raises AdapterError for two pools of one type."""
+    hosts: dict[str, str] = {}
+    for name, key in keys.items():
+        if hosts.setdefault(layer_type(name), key) != key:
+            raise AdapterError(
+                folder, f"has two pools for '{layer_type(name)}', so that its file does not tell which a layer uses."
+            )
+    return hosts
+
+
+def packed_keys(folder: Path, shapes: dict[str, Shape], metadata: dict[str, str]) -> list[Keys]:
+    """The layer types in a packed file. Raises AdapterError if this is not the file that `mos_vllm.pack` writes."""
+    if metadata.get("format") != PACKED_FORMAT:
+        raise AdapterError(folder, f"has a {PACKED} whose format is not '{PACKED_FORMAT}': pack it again.")
+    try:
+        modules = [tuple(str(name) for name in names) for names in json.loads(metadata["modules"])]
+    except (KeyError, TypeError, ValueError) as error:
+        raise AdapterError(folder, f"has a {PACKED} that does not name its layers: pack it again.") from error
+    found = []
+    for number, names in enumerate(modules):
+        a, b, index, scale = (f"{number}.{part}" for part in ("A", "B", "index", "scale"))
+        if not names or not {a, b, index} <= shapes.keys():
+            raise AdapterError(folder, f"has a {PACKED} that lacks tensors: pack it again.")
+        found.append(Keys(names, a, b, index, scale if scale in shapes else None))
+    return found
+
+
+def check_keys(folder: Path, keys: Keys, shapes: dict[str, Shape], max_rank: int | None) -> None:
+    """Check the shapes of one layer type, before any tensor is read.
+
+    Raises:
+        AdapterError: the shapes contradict each other, or the rank is above `max_rank`.
+    """
+    kind = layer_type(keys.modules[0])
+    index = stacked_shape(shapes, keys.index, 1)
+    if index is None or len(index) != 4 or index[:2] != (2, len(keys.modules)):
+        raise AdapterError(folder, f"has indices of '{kind}' that are not all of one shape (2, r, l).")
+    if keys.scale is not None and stacked_shape(shapes, keys.scale, 0) != index[1:3]:
+        raise AdapterError(folder, f"has scales of '{kind}' that are not of shape ({index[2]},).")
+    check_shapes(folder, kind, shapes[keys.a], shapes[keys.b], index, max_rank)
+
+
+def stacked_shape(shapes: dict[str, Shape], keys: str | list[str], dim: int) -> Shape | None:
+    """The shape that `stacked` gives, or None where the blocks differ."""
+    if isinstance(keys, str):
+        return shapes[keys]
+    first = shapes[keys[0]]
+    return (*first[:dim], len(keys), *first[dim:]) if all(shapes[key] == first for key in keys) else None

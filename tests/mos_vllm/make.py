@@ -1,0 +1,67 @@
+"""Tiny models and MoS adapters of many shapes, and the factors that they stand for."""
+
+from pathlib import Path
+
+import torch
+from peft import get_peft_model
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import mos
+from mos_vllm.adapter import Adapter
+
+ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def tiny_llama(**changes) -> LlamaForCausalLM:
+    """Heads of 32 are the smallest that vLLM serves on a CPU; the weights are large, so that texts differ."""
+    sizes = {
+        "vocab_size": 96,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "max_position_embeddings": 256,
+        "tie_word_embeddings": False,
+    }
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**sizes | changes))
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim == 2:
+                weight.mul_(4)
+    return model.eval()
+
+
+def save_adapter(folder: Path, seed: int = 0, strength: float = 0.15, model=None, **settings) -> Path:
+    """Save a MoS adapter with random pools for the tiny Llama; `settings` are those of mos.MosConfig."""
+    defaults = {"target_modules": ALL, "task_type": "CAUSAL_LM", "shards_per_vector": 4, "r": 8, "equivalent_rank": 2}
+    torch.manual_seed(seed)
+    config = mos.MosConfig(**defaults | settings)
+    model = get_peft_model(model or tiny_llama(), config)
+    torch.manual_seed(seed + 1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".mos_A" in name:
+                parameter.uniform_(-1, 1).div_(
+                    (parameter.shape[1] * model.peft_config["default"].shards_per_vector) ** 0.5
+                )
+            elif ".mos_B" in name:
+                parameter.normal_(0, strength)
+    model.save_pretrained(str(folder))
+    return folder
+
+
+def factors(adapter: Adapter) -> dict[str, tuple[Tensor, Tensor]]:
+    """A (r, h) and B (o, r) of each module by the equations: rows of shards, scaled; alpha / r is left out."""
+    found = {}
+    for pools in adapter.pools:
+        for block, name in enumerate(pools.modules):
+            a = torch.stack([torch.cat([pools.a[i] for i in row]) for row in pools.index[0, block].tolist()])
+            b = torch.stack([torch.cat([pools.b[i] for i in row]) for row in pools.index[1, block].tolist()], 1)
+            if pools.scale is not None:
+                a = a * pools.scale[block][:, None]
+            found[name] = a, b
+    return found
