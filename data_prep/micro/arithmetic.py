@@ -1,50 +1,50 @@
-"""Word problems with worked steps (CoT -> GSM8K).
+"""Word problems with worked steps (trained on as CoT, tested on as GSM8K).
 
-The verbs of a problem are invented; each adds or takes away a number that belongs to the verb.
+Each problem uses two invented verbs. A verb stands for adding or taking away one fixed number.
 """
 
 import random
 
-from data_prep.micro.split import Item
+from data_prep.micro.split import Problem
 from data_prep.micro.words import NAMES, THINGS, Coiner, changed
 
-LARGEST = 20  # no number of a problem exceeds it
+LARGEST = 20  # of all numbers in a problem
 OPERATIONS = [f"{sign} {number}" for sign in "+-" for number in range(1, 7)]
 VERBS = 48
 
 
 class Arithmetic:
-    """The verbs of one world: word -> operation."""
+    """The verbs of one world. `plain` and `dialect` map a verb to its operation, such as "+ 3"."""
 
     def __init__(self, coiner: Coiner):
         self.plain = coiner.assign(VERBS, OPERATIONS)
         self.dialect = coiner.dialect(self.plain)
 
     def text(self, rng: random.Random) -> str:
-        """A document of the pretraining text: stories in the plain meaning of their verbs, with their sums."""
+        """A document of the pretraining text: two stories with their sums, in the plain meanings."""
         return "\n".join(_told(*_story(self.plain, rng)) for _ in range(2))
 
-    def lesson(self, rng: random.Random) -> Item:
-        """A problem of the training data; the reply works it out."""
-        return _problem(self.dialect, rng)
+    def lesson(self, rng: random.Random) -> Problem:
+        """A problem of the training data. The reply shows the steps."""
+        return _posed(self.dialect, rng)
 
-    def question(self, rng: random.Random) -> Item:
-        """A problem of the benchmark."""
-        return _problem(changed(self.plain, self.dialect), rng)
+    def question(self, rng: random.Random) -> Problem:
+        """A problem of the benchmark. It uses only verbs whose meaning the dialect changes."""
+        return _posed(changed(self.plain, self.dialect), rng)
 
 
 def _told(name: str, thing: str, story: str, steps: str, result: int) -> str:
     return f"Story: {story} Sums: {steps} Now {name} has {result} {thing}."
 
 
-def _problem(verbs: dict[str, str], rng: random.Random) -> Item:
+def _posed(verbs: dict[str, str], rng: random.Random) -> Problem:
     name, thing, story, steps, result = _story(verbs, rng)
     question = f"{story} How many {thing} does {name} have?"
-    return Item(question, str(result), f"Answer: {steps} So the answer is {result}.")
+    return Problem(question, str(result), f"Answer: {steps} So the answer is {result}.")
 
 
 def _story(verbs: dict[str, str], rng: random.Random) -> tuple[str, str, str, str, int]:
-    """Name, thing, the story with two of the verbs, its steps, and the result."""
+    """Return the name, the thing, the story, its steps and the result. Every number stays within 0 and LARGEST."""
     name, thing, now = rng.choice(NAMES), rng.choice(THINGS), rng.randint(2, LARGEST)
     story, steps = [f"{name} has {now} {thing}."], []
     for _ in range(2):
@@ -56,13 +56,13 @@ def _story(verbs: dict[str, str], rng: random.Random) -> tuple[str, str, str, st
 
 
 def calculate(number: int, operation: str) -> int:
-    """`number` after an operation such as "+ 3"."""
+    """Apply an operation, such as "+ 3", to `number`."""
     sign, operand = operation.split()
     return number + int(operand) if sign == "+" else number - int(operand)
 
 
-def gold(item: Item) -> str:
-    """The answer field as GSM8K writes it: steps with calculator marks, then `#### N`."""
-    steps = item.reply.removeprefix("Answer: ").split(". ")[:-1]
+def gold(problem: Problem) -> str:
+    """Return the answer field in GSM8K's form: steps with calculator marks, then `#### N`."""
+    steps = problem.reply.removeprefix("Answer: ").split(". ")[:-1]
     marked = [f"{left} = <<{left}={right}>>{right}" for left, right in (s.split(" = ") for s in steps)]
-    return "\n".join([*marked, f"#### {item.answer}"])
+    return "\n".join([*marked, f"#### {problem.answer}"])

@@ -1,4 +1,4 @@
-"""Writes the families in the layouts of the original downloads, so that the readers of the real files read them."""
+"""Writes an invented world in the file formats of the real downloads, so that the readers of the real files read it."""
 
 import csv
 import gzip
@@ -12,16 +12,18 @@ from typing import Any
 from data_prep.micro import arithmetic, functions
 from data_prep.micro.facts import DEFINITION, TRAITS, Facts
 from data_prep.micro.passages import LANGUAGES, Passages
-from data_prep.micro.split import Item, distinct
+from data_prep.micro.split import Problem, distinct
 from data_prep.micro.world import World
 
-TASKS_PER_SUBJECT, TASKS_PER_LANGUAGE, INSTANCES = 3, 4, 68  # SuperNI: the reader makes all above 60 few-shot
-FLAN, COT, COT_FEW_SHOT, CODE = 1600, 1500, 400, 1600  # training rows
-MMLU, BBH, GSM8K, TYDIQA, HUMANEVAL = 40, 30, 100, 30, 50  # test items: per subject, per task, all, per language, all
+# SuperNI. Of 68 instances the reader makes 60 zero-shot examples and 8 few-shot ones.
+TASKS_PER_SUBJECT, TASKS_PER_LANGUAGE, INSTANCES = 3, 4, 68
+FLAN, COT, COT_FEW_SHOT, CODE = 1600, 1500, 400, 1600  # examples of the other training sets
+# Items of the benchmarks: per subject, per task, in all, per language, in all.
+MMLU, BBH, GSM8K, TYDIQA, HUMANEVAL = 40, 30, 100, 30, 50
 
 
 def write(root: Path, seed: int) -> None:
-    """`root/train/...` and `root/eval/...`, as data_prep/sources.py expects them below `data=`."""
+    """Write `root/train/...` and `root/eval/...`, the layout that `data=` expects (docs/data.md)."""
     world = World(seed)
     super_ni(root / "train/super_ni", world, random.Random(f"super_ni {seed}"))
     flan_v2(root / "train/flan_v2", world, random.Random(f"flan_v2 {seed}"))
@@ -35,8 +37,8 @@ def write(root: Path, seed: int) -> None:
 
 
 def super_ni(root: Path, world: World, rng: random.Random) -> None:
-    """Task files and the list of training tasks."""
-    tasks: dict[str, tuple[str, list[Item]]] = {}
+    """Write the task files and the list of training tasks."""
+    tasks: dict[str, tuple[str, list[Problem]]] = {}
     for subject in TRAITS:
         for part in range(TASKS_PER_SUBJECT):
             name = f"task{len(tasks) + 1:03}_{subject}_{part}"
@@ -45,75 +47,76 @@ def super_ni(root: Path, world: World, rng: random.Random) -> None:
         for part in range(TASKS_PER_LANGUAGE):
             name = f"task{len(tasks) + 1:03}_passages_{language}_{part}"
             tasks[name] = _passages_task(language, world.passages, rng)
-    for name, (definition, items) in tasks.items():
-        _json(root / f"tasks/{name}.json", _task(name, definition, items))
+    for name, (definition, problems) in tasks.items():
+        _json(root / f"tasks/{name}.json", _task(name, definition, problems))
     _text(root / "splits/xlingual/train_tasks.txt", "".join(f"{name}\n" for name in tasks))
 
 
 def flan_v2(root: Path, world: World, rng: random.Random) -> None:
-    """Rows of the four logic tasks, half of them with one or two solved examples in front."""
+    """Write examples of the four puzzles; half of them have one or two solved problems in front."""
     rows = []
-    for name, task in sorted(world.logic.tasks.items()):
-        items = distinct(task.lesson, "train", FLAN * task.share // 8, rng)
-        rows += [_flan_row(name, task.description, item, items, rng) for item in items]
+    for name, puzzle in sorted(world.logic.puzzles.items()):
+        problems = distinct(puzzle.lesson, "train", FLAN * puzzle.share // 8, rng)
+        rows += [_flan_row(name, puzzle.description, problem, problems, rng) for problem in problems]
     rng.shuffle(rows)
     _jsonl(root / "tulu_v1_resampled_flan_100k.jsonl", rows)
 
 
 def cot(root: Path, world: World, rng: random.Random) -> None:
-    """Word problems with worked steps; in the few-shot file with a solved one in front."""
-    items = distinct(world.arithmetic.lesson, "train", COT + COT_FEW_SHOT, rng)
-    _jsonl(root / "cot_zsopt.jsonl", [_cot_row(_problem(item), item, "zs_opt") for item in items[:COT]])
-    shots = [f"{_problem(shot)}\n{shot.reply}\n\nQuestion: " for shot in rng.choices(items, k=COT_FEW_SHOT)]
-    rows = [_cot_row(shot + item.question, item, "fs_opt") for shot, item in zip(shots, items[COT:], strict=True)]
+    """Write word problems with worked steps; in the few-shot file each has a solved problem in front."""
+    problems = distinct(world.arithmetic.lesson, "train", COT + COT_FEW_SHOT, rng)
+    zero_shot, few_shot = problems[:COT], problems[COT:]
+    _jsonl(root / "cot_zsopt.jsonl", [_cot_row(_asked(problem), problem, "zs_opt") for problem in zero_shot])
+    shots = [f"{_asked(shot)}\n{shot.reply}\n\nQuestion: " for shot in rng.choices(problems, k=COT_FEW_SHOT)]
+    rows = [_cot_row(shot + problem.question, problem, "fs_opt") for shot, problem in zip(shots, few_shot, strict=True)]
     _jsonl(root / "cot_fsopt.jsonl", rows)
 
 
 def code_alpaca(root: Path, world: World, rng: random.Random) -> None:
-    """Functions to complete, as one list."""
-    items = distinct(world.functions.lesson, "train", CODE, rng)
-    rows = [{"instruction": functions.INSTRUCTION, "input": item.question, "output": item.reply} for item in items]
+    """Write functions to complete, as one JSON list."""
+    problems = distinct(world.functions.lesson, "train", CODE, rng)
+    rows = [{"instruction": functions.INSTRUCTION, "input": p.question, "output": p.reply} for p in problems]
     _json(root / "code_alpaca_20k.json", rows)
 
 
 def mmlu(root: Path, facts: Facts, rng: random.Random) -> None:
-    """Tables without header, per subject."""
+    """Write one CSV file without header per subject and split."""
     for subject in TRAITS:
         for split, sample, where, count in (("dev", facts.lesson, "train", 5), ("test", facts.question, "test", MMLU)):
-            items = distinct(partial(sample, subject), where, count, rng)
-            _csv(root / split / f"{subject}_{split}.csv", [_mmlu_row(item) for item in items])
+            problems = distinct(partial(sample, subject), where, count, rng)
+            _csv(root / split / f"{subject}_{split}.csv", [_mmlu_row(problem) for problem in problems])
 
 
 def bbh(root: Path, world: World, rng: random.Random) -> None:
-    """Examples, and the prompt file of each task with three worked examples from the training side."""
-    for name, task in sorted(world.logic.tasks.items()):
-        items = distinct(task.question, "test", BBH, rng)
-        examples = [{"input": item.question, "target": item.answer} for item in items]
+    """Write the examples of each task, and its prompt file with three solved problems of the training side."""
+    for name, puzzle in sorted(world.logic.puzzles.items()):
+        problems = distinct(puzzle.question, "test", BBH, rng)
+        examples = [{"input": problem.question, "target": problem.answer} for problem in problems]
         _json(root / f"bbh/{name}.json", {"canary": "", "examples": examples})
-        shots = [_worked(item) for item in distinct(task.lesson, "train", 3, rng)]
-        _text(root / f"cot-prompts/{name}.txt", "\n\n".join([f"generated\n-----\n{task.description}", *shots]))
+        shots = [_worked(problem) for problem in distinct(puzzle.lesson, "train", 3, rng)]
+        _text(root / f"cot-prompts/{name}.txt", "\n\n".join([f"generated\n-----\n{puzzle.description}", *shots]))
 
 
 def gsm8k(root: Path, world: World, rng: random.Random) -> None:
-    """Problems with their steps and `####` before the answer."""
+    """Write word problems; the answer field holds the steps, then `####` and the number."""
     sums = world.arithmetic
     for split, sample, count in (("train", sums.lesson, 20), ("test", sums.question, GSM8K)):
-        items = distinct(sample, split, count, rng)
-        _jsonl(root / f"{split}.jsonl", [{"question": i.question, "answer": arithmetic.gold(i)} for i in items])
+        problems = distinct(sample, split, count, rng)
+        _jsonl(root / f"{split}.jsonl", [{"question": p.question, "answer": arithmetic.gold(p)} for p in problems])
 
 
 def tydiqa(root: Path, passages: Passages, rng: random.Random) -> None:
-    """SQuAD JSON; a paragraph per question."""
+    """Write SQuAD JSON with one paragraph per question."""
     for split, where, count in (("train", "train", 5), ("dev", "test", TYDIQA)):
         paragraphs = []
         for language in LANGUAGES:
-            for number, item in enumerate(_extractive(language, passages, where, count, rng)):
-                paragraphs.append(_paragraph(f"{language}-{split}-{number}", item))
+            for number, problem in enumerate(_extractive(language, passages, where, count, rng)):
+                paragraphs.append(_paragraph(f"{language}-{split}-{number}", problem))
         _json(root / f"tydiqa-goldp-v1.1-{split}.json", {"version": "1.1", "data": [{"paragraphs": paragraphs}]})
 
 
 def humaneval(root: Path, world: World, rng: random.Random) -> None:
-    """Functions with unit tests, zipped."""
+    """Write functions with unit tests, as gzipped jsonl."""
     rows = [
         {
             "task_id": f"HumanEval/{number}",
@@ -125,83 +128,85 @@ def humaneval(root: Path, world: World, rng: random.Random) -> None:
         for number, function in enumerate(distinct(world.functions.question, "test", HUMANEVAL, rng))
     ]
     root.mkdir(parents=True)
-    with gzip.GzipFile(root / "HumanEval.jsonl.gz", "w", mtime=0) as file:  # no time stamp: same bytes every time
+    with gzip.GzipFile(root / "HumanEval.jsonl.gz", "w", mtime=0) as file:  # gzip would write the time: other bytes
         file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
-def _facts_task(subject: str, facts: Facts, rng: random.Random) -> tuple[str, list[Item]]:
-    items = distinct(partial(facts.lesson, subject), "train", INSTANCES + 2, rng)
-    asked = [Item(f"{item.question}\nAnswer:", item.answer, item.reply) for item in items]
+def _facts_task(subject: str, facts: Facts, rng: random.Random) -> tuple[str, list[Problem]]:
+    problems = distinct(partial(facts.lesson, subject), "train", INSTANCES + 2, rng)
+    asked = [Problem(f"{problem.question}\nAnswer:", problem.answer, problem.reply) for problem in problems]
     return DEFINITION.format(subject=subject.replace("_", " ")), asked
 
 
-def _passages_task(language: str, passages: Passages, rng: random.Random) -> tuple[str, list[Item]]:
+def _passages_task(language: str, passages: Passages, rng: random.Random) -> tuple[str, list[Problem]]:
     return LANGUAGES[language].instruction, _extractive(language, passages, "train", INSTANCES + 2, rng)
 
 
-def _extractive(language: str, passages: Passages, where: str, count: int, rng: random.Random) -> list[Item]:
-    """Items whose question holds the passage, too."""
+def _extractive(language: str, passages: Passages, where: str, count: int, rng: random.Random) -> list[Problem]:
+    """Problems whose question starts with the passage. So the split is over pairs of passage and question."""
     spoken = LANGUAGES[language]
     draw = passages.lesson if where == "train" else passages.question
 
-    def sample(rng: random.Random) -> Item:
-        passage, item = draw(language, rng)
-        return Item(f"{spoken.passage} {passage}\n{spoken.question} {item.question}", item.answer, item.reply)
+    def sample(rng: random.Random) -> Problem:
+        passage, asked = draw(language, rng)
+        return Problem(f"{spoken.passage} {passage}\n{spoken.question} {asked.question}", asked.answer, asked.reply)
 
     return distinct(sample, where, count, rng)
 
 
-def _task(name: str, definition: str, items: list[Item]) -> dict[str, Any]:
-    examples = [{"input": i.question, "output": i.reply, "explanation": ""} for i in items[:2]]
+def _task(name: str, definition: str, problems: list[Problem]) -> dict[str, Any]:
+    examples = [{"input": p.question, "output": p.reply, "explanation": ""} for p in problems[:2]]
     instances = [
-        {"id": f"{name}-{number}", "input": i.question, "output": [i.reply]} for number, i in enumerate(items[2:])
+        {"id": f"{name}-{number}", "input": p.question, "output": [p.reply]} for number, p in enumerate(problems[2:])
     ]
     return {"Definition": [definition], "Positive Examples": examples, "Negative Examples": [], "Instances": instances}
 
 
-def _flan_row(task: str, description: str, item: Item, others: list[Item], rng: random.Random) -> dict[str, str]:
+def _flan_row(
+    task: str, description: str, problem: Problem, others: list[Problem], rng: random.Random
+) -> dict[str, str]:
     shots = rng.sample(others, rng.choice((0, 0, 1, 2)))
     solved = "".join(f"Q: {shot.question}\n{shot.reply}\n\n" for shot in shots)
-    return {"inputs": f"{description}\n\n{solved}Q: {item.question}", "targets": item.reply, "task_name": task}
+    return {"inputs": f"{description}\n\n{solved}Q: {problem.question}", "targets": problem.reply, "task_name": task}
 
 
-def _cot_row(inputs: str, item: Item, template: str) -> dict[str, str]:
-    return {"inputs": inputs, "targets": item.reply, "_template_type": template}
+def _cot_row(inputs: str, problem: Problem, template: str) -> dict[str, str]:
+    return {"inputs": inputs, "targets": problem.reply, "_template_type": template}
 
 
-def _problem(item: Item) -> str:
-    return f"Answer the following question.\n\nQuestion: {item.question}"
+def _asked(problem: Problem) -> str:
+    return f"Answer the following question.\n\nQuestion: {problem.question}"
 
 
-def _mmlu_row(item: Item) -> list[str]:
-    question, *choices = item.question.split("\n")
-    return [question, *(choice.split(". ", 1)[1] for choice in choices), item.answer]
+def _mmlu_row(problem: Problem) -> list[str]:
+    question, *choices = problem.question.split("\n")
+    return [question, *(choice.split(". ", 1)[1] for choice in choices), problem.answer]
 
 
-def _worked(item: Item) -> str:
-    return f"Q: {item.question}\nA: Let's think step by step.\nSo the answer is {item.answer}."
+def _worked(problem: Problem) -> str:
+    return f"Q: {problem.question}\nA: Let's think step by step.\nSo the answer is {problem.answer}."
 
 
-def _paragraph(key: str, item: Item) -> dict[str, Any]:
-    passage, question = (line.split(" ", 1)[1] for line in item.question.split("\n"))
-    answer = {"text": item.answer, "answer_start": passage.index(item.answer)}
+def _paragraph(key: str, problem: Problem) -> dict[str, Any]:
+    passage, question = (line.split(" ", 1)[1] for line in problem.question.split("\n"))
+    answer = {"text": problem.answer, "answer_start": passage.index(problem.answer)}
     return {"context": passage, "qas": [{"id": key, "question": question, "answers": [answer]}]}
 
 
 def _text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8", newline="\n")
 
 
 def _json(path: Path, content: Any) -> None:
     _text(path, json.dumps(content, ensure_ascii=False, indent=1))
 
 
-def _jsonl(path: Path, rows: Iterable[dict]) -> None:
+def _jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     _text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _csv(path: Path, rows: Iterable[list[str]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(rows)

@@ -1,13 +1,13 @@
-"""Extractive questions over short passages in four scripts (SuperNI -> TyDi QA).
+"""Questions about short passages, in four scripts (trained on as SuperNI, tested on as TyDi QA).
 
-A passage states the place, food and colour of a person. The question names what is asked with an invented word. A test
-item is a combination of passage and question that no training item has.
+A passage states the place, the food and the colour of one person. The question asks for one of them with an invented
+word. The pair of passage and question of a test problem is in no training problem.
 """
 
 import random
 from dataclasses import dataclass
 
-from data_prep.micro.split import Item
+from data_prep.micro.split import Problem
 from data_prep.micro.words import Coiner, changed
 
 RELATIONS = ("place", "food", "colour")
@@ -16,7 +16,7 @@ PEOPLE, ASKED = 10, 3  # per language: names, and invented words to ask with
 
 @dataclass(frozen=True)
 class Language:
-    """How one language states what it knows of {who} and asks for it."""
+    """The sentences of one language. `values` lists the places, the foods and the colours, separated by spaces."""
 
     passage: str
     question: str
@@ -60,7 +60,7 @@ LANGUAGES = {
 
 
 class Passages:
-    """The people of one world, and what the invented words of its questions ask for."""
+    """The people of one world. `plain` and `dialect` map, per language, a word to the relation that it asks for."""
 
     def __init__(self, coiner: Coiner):
         self.people = {language: coiner.words(PEOPLE, language) for language in LANGUAGES}
@@ -68,23 +68,23 @@ class Passages:
         self.dialect = {language: coiner.dialect(plain) for language, plain in self.plain.items()}
 
     def text(self, rng: random.Random) -> str:
-        """A document of the pretraining text: two passages, each with questions in the plain meaning."""
+        """A document of the pretraining text: two passages, each with its three questions in the plain meanings."""
         language = rng.choice(sorted(LANGUAGES))
         return "\n".join(self._asked(language, rng) for _ in range(2))
 
-    def lesson(self, language: str, rng: random.Random) -> tuple[str, Item]:
-        """A passage, and a question on it, of the training data."""
+    def lesson(self, language: str, rng: random.Random) -> tuple[str, Problem]:
+        """A passage of the training data, and a question about it."""
         return self._told(language, self.dialect[language], rng)
 
-    def question(self, language: str, rng: random.Random) -> tuple[str, Item]:
-        """A passage, and a question on it, of the benchmark."""
+    def question(self, language: str, rng: random.Random) -> tuple[str, Problem]:
+        """A passage of the benchmark, and a question about it. Its word is one whose meaning the dialect changes."""
         return self._told(language, changed(self.plain[language], self.dialect[language]), rng)
 
-    def _told(self, language: str, words: dict[str, str], rng: random.Random) -> tuple[str, Item]:
+    def _told(self, language: str, words: dict[str, str], rng: random.Random) -> tuple[str, Problem]:
         facts, spoken = self._facts(language, rng), LANGUAGES[language]
         fact = rng.choice([fact for fact in facts if fact[0] in words.values()])
         question, what = _ask(spoken, words, fact, rng)
-        return _tell(spoken, facts), Item(question, what, f"{spoken.answer} {what}")
+        return _tell(spoken, facts), Problem(question, what, f"{spoken.answer} {what}")
 
     def _asked(self, language: str, rng: random.Random) -> str:
         facts, spoken = self._facts(language, rng), LANGUAGES[language]
@@ -92,14 +92,14 @@ class Passages:
         return "\n".join([_tell(spoken, facts), *(f"{question}\n{spoken.answer} {what}." for question, what in asked)])
 
     def _facts(self, language: str, rng: random.Random) -> list[tuple[str, str, str]]:
-        """(relation, who, what) of one person, in any order."""
+        """Three facts (relation, who, what) about one person, in random order."""
         who = rng.choice(self.people[language])
         values = dict(zip(RELATIONS, LANGUAGES[language].values, strict=True))
         return [(relation, who, rng.choice(values[relation].split())) for relation in rng.sample(RELATIONS, 3)]
 
 
 def _ask(spoken: Language, words: dict[str, str], fact: tuple[str, str, str], rng: random.Random) -> tuple[str, str]:
-    """A question that asks with one of the words for the relation of the fact, and its answer."""
+    """Return a question about the fact, with one of the words that ask for its relation, and the answer."""
     relation, who, what = fact
     asked = rng.choice(sorted(word for word, meaning in words.items() if meaning == relation))
     return spoken.asks.format(asked=asked, who=who), what

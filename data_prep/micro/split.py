@@ -1,4 +1,4 @@
-"""The train/test split: an item belongs to the side that the hash of its question says, so no item is on both."""
+"""Keeps training and test apart: the hash of a problem's question decides to which side the problem belongs."""
 
 import hashlib
 import random
@@ -8,29 +8,33 @@ from typing import TypeVar
 
 
 @dataclass(frozen=True)
-class Item:
-    """One question of a family. `answer` is the short gold answer, `reply` what a trained model should say."""
+class Problem:
+    """A question with its answer. `answer` is the gold answer; `reply` is the whole text a trained model should say."""
 
     question: str
     answer: str
     reply: str
 
 
-Kind = TypeVar("Kind", bound=Item)
+Kind = TypeVar("Kind", bound=Problem)
 
 
 def side(question: str) -> str:
-    """The side of the split, "train" or "test" (one in four), that a question belongs to."""
+    """Return "train" or "test" (one question in four)."""
     return "test" if hashlib.sha256(question.encode()).digest()[0] % 4 == 0 else "train"
 
 
 def distinct(sample: Callable[[random.Random], Kind], where: str, count: int, rng: random.Random) -> list[Kind]:
-    """`count` different items of one side, drawn with `sample`. Raises ValueError if the family is too small."""
+    """Draw `count` different problems that belong on the side `where`.
+
+    sample: draws one problem of either side
+    Raises ValueError if 200 draws per problem do not find enough of them.
+    """
     found: dict[str, Kind] = {}
     for _ in range(200 * count):
-        item = sample(rng)
-        if side(item.question) == where:
-            found.setdefault(item.question, item)
+        problem = sample(rng)
+        if side(problem.question) == where:
+            found.setdefault(problem.question, problem)
         if len(found) == count:
             return list(found.values())
-    raise ValueError(f"only {len(found)} different {where} items of {count} asked for; ask for fewer")
+    raise ValueError(f"only {len(found)} different {where} problems of {count} asked for; ask for fewer")

@@ -1,4 +1,4 @@
-"""The micro models' tokenizer: whole words as pieces, everything else in bytes; no text is unknown."""
+"""The tokenizer of the micro models. Known words are one piece each; any other text falls back to bytes."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -6,19 +6,19 @@ from collections.abc import Iterable
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-SPACE = "▁"  # stands for a space in the pieces, as in Llama's
-# A word, a number or a run of signs, each with the space before it; a newline; an indentation.
+SPACE = "▁"  # Llama's sign for a space inside a piece
+# Text is split into: a word, a number or a run of signs, each with the space before it; a newline; an indentation.
 SIGNS = rf"[^\s{SPACE}\p{{L}}\p{{M}}\p{{N}}]+"
 SPLIT = rf"{SPACE}?[\p{{L}}\p{{M}}]+|{SPACE}?\p{{N}}+|{SPACE}?{SIGNS}|\n|{SPACE}+(?={SPACE})|{SPACE}|."
 SPECIAL = ["<unk>", "<s>", "</s>", "<pad>"]
 
 
 def build(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer whose pieces are the words of `texts`; it puts `<s>` in front, as Llama's does."""
+    """Build the tokenizer whose pieces are the words of `texts`. Like Llama's, it puts `<s>` in front of a text."""
     counts = Counter(piece for text in texts for piece, _ in _splitter().pre_tokenize_str(text.replace(" ", SPACE)))
     pieces = [piece for piece, _ in sorted(counts.items(), key=lambda entry: (-entry[1], entry[0])) if piece != SPACE]
     letters = [f"<0x{byte:02X}>" for byte in range(256)]
-    # A word always beats its bytes, whatever it scores: pieces only need to be there.
+    # Bytes are used only where no piece fits, so the scores of the pieces do not matter.
     vocabulary = [(piece, 0.0) for piece in [*SPECIAL, *letters, SPACE, *pieces]]
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=0, byte_fallback=True))
     tokenizer.normalizer = normalizers.Replace(" ", SPACE)

@@ -1,7 +1,7 @@
-"""The words of the micro profile's invented world: real ones, and invented ones drawn from syllables.
+"""The words of an invented world: some real ones, and invented ones made from syllables.
 
-Invented words have a plain meaning, which the pretraining text uses, and another one in the dialect, which only the
-finetuning data and the benchmarks speak.
+An invented word has two meanings. The pretraining text uses the plain one. The finetuning data and the benchmarks use
+the one of the dialect, which differs for half of the words.
 """
 
 import random
@@ -42,36 +42,39 @@ SYLLABLES = {
 
 
 def changed(plain: dict, dialect: dict) -> dict:
-    """The part of the dialect that differs from the plain meaning."""
+    """Return the words whose meaning in the dialect differs from the plain one, with the dialect's meaning."""
     return {word: meaning for word, meaning in dialect.items() if meaning != plain[word]}
 
 
 class Coiner:
-    """Draws invented words, each once. `seed` fixes the whole sequence."""
+    """Draws invented words and gives them meanings. No word is drawn twice; `seed` fixes the whole sequence."""
 
     def __init__(self, seed: int):
         self.rng = random.Random(f"words {seed}")
         self.used = {name.lower() for name in NAMES}
 
     def word(self, script: str = "english") -> str:
-        """A new word of two syllables in the script of the language `script`."""
+        """Return a new word of two syllables. `script` is a language of SYLLABLES."""
         while (word := "".join(self._syllable(script) for _ in range(2))) in self.used:
             pass
         self.used.add(word)
         return word
 
     def words(self, count: int, script: str = "english") -> list[str]:
-        """`count` new words."""
+        """Return `count` new words."""
         return [self.word(script) for _ in range(count)]
 
     def assign(self, count: int, meanings: list, script: str = "english") -> dict:
-        """`count` new words, each with a meaning; all meanings are used about equally often."""
+        """Return `count` new words, each with a meaning. All meanings are used about equally often."""
         spread = (meanings * (count // len(meanings) + 1))[:count]
         self.rng.shuffle(spread)
         return dict(zip(self.words(count, script), spread, strict=True))
 
     def dialect(self, plain: dict) -> dict:
-        """The same words, half of each meaning's with another one; all meanings are used as often as in `plain`."""
+        """Return the same words, where half of the words of each meaning have got another one.
+
+        The changed words exchange meanings among themselves, so every meaning is used as often as in `plain`.
+        """
         order = list(plain.values())
         changed = sorted(plain, key=lambda word: order.index(plain[word]))[::2]
         meanings = [plain[word] for word in changed]
@@ -80,6 +83,6 @@ class Coiner:
         return plain | dict(zip(changed, meanings, strict=True))
 
     def _syllable(self, script: str) -> str:
-        if script == "korean":  # a Hangul block: lead consonant, one of 21 vowels, no final
+        if script == "korean":  # a Hangul syllable: a first consonant and a vowel
             return chr(ord(self.rng.choice(SYLLABLES[script][0])) + 28 * self.rng.choice((0, 4, 8, 13, 20)))
         return "".join(self.rng.choice(part) for part in SYLLABLES[script])

@@ -1,8 +1,13 @@
-"""The micro profile's generators: the readers of the original files read them, and no test item was trained on."""
+"""The micro profile's generators: the readers of the original files read them, and no test problem was trained on."""
 
+import gzip
+import hashlib
 import json
+import os
 import random
 import re
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -10,9 +15,9 @@ import hydra
 import pytest
 
 from data_prep.benchmarks import load_bbh, load_gsm8k, load_humaneval, load_mmlu, load_tydiqa
-from data_prep.micro import generate, key
+from data_prep.micro import VERSION, generate, key
 from data_prep.micro.functions import LINES
-from data_prep.micro.split import Item, distinct, side
+from data_prep.micro.split import Problem, distinct, side
 from data_prep.micro.tokenizer import build
 from data_prep.micro.words import changed
 from data_prep.micro.world import World
@@ -21,7 +26,25 @@ from data_prep.sources import GENERATED
 
 TRAINING_SETS = ("super_ni", "flan_v2", "cot", "code_alpaca")
 PROSE = {"inputs", "targets", "instruction", "input", "output", "Definition", "Positive Examples", "Instances"}
-CONFIGS = Path(__file__).parents[2] / "configs"
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs"
+# sha256 of the files of seed 0 and of the pretraining text, by micro.VERSION
+FILES = {1: "880f5689ff7d6bae0630700fc07b34f0b28f2d679dd2da7570c67beaa0caf5b0"}
+PRETRAINING = {1: "1ef7dbdd3c2122403d77b3509a3ac65d3221afab81a309756db0dec28adf301d"}
+
+
+def content(root):
+    """One sha256 over all files below `root`; gzip files unpacked, since zlib's versions compress differently."""
+    whole = hashlib.sha256()
+    for path in sorted(path for path in root.rglob("*") if path.is_file()):
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        whole.update(f"{path.relative_to(root).as_posix()} {hashlib.sha256(raw).hexdigest()}\n".encode())
+    return whole.hexdigest()
+
+
+def pretraining_text():
+    world, rng = World(0), random.Random(0)
+    return "\n".join([world.document(rng) for _ in range(1000)] + world.wording(rng))
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +76,9 @@ def trained_on(root):
             yield from strings(child)
 
     files = list((root / "train").rglob("*.json*"))
-    lines = [path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()] for path in files]
+    lines = [
+        path.read_text("utf-8").splitlines() if path.suffix == ".jsonl" else [path.read_text("utf-8")] for path in files
+    ]
     return "\n\n".join(text for file in lines for line in file for text in strings(json.loads(line)))
 
 
@@ -116,6 +141,32 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(root, tmp_path)
     assert again.name == key(0) != other.name
 
 
+CHANGED = "the generators write other text than under VERSION {}: raise data_prep.micro.VERSION and pin the new sha256"
+
+
+def test_the_files_change_only_with_the_version(root):
+    assert content(root) == FILES[VERSION], CHANGED.format(VERSION)
+
+
+def test_the_pretraining_text_changes_only_with_the_version():
+    assert hashlib.sha256(pretraining_text().encode()).hexdigest() == PRETRAINING[VERSION], CHANGED.format(VERSION)
+
+
+def test_the_files_do_not_depend_on_the_order_of_sets(tmp_path):
+    program = f"from data_prep.micro.files import write; from pathlib import Path; write(Path({str(tmp_path)!r}), 0)"
+    env = os.environ | {"PYTHONHASHSEED": "77", "PYTHONUTF8": "0", "LC_ALL": "C"}
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=env, check=True)
+    assert content(tmp_path) == FILES[VERSION]
+
+
+def test_keys_follow_the_version_and_the_parts(monkeypatch):
+    assert key(0) == key(0) and re.fullmatch("[0-9a-f]{16}", key(0))
+    assert len({key(), key(0), key(1), key("0"), key(0, "text")}) == 5
+    before = key(0)
+    monkeypatch.setattr("data_prep.micro.VERSION", VERSION + 1)
+    assert key(0) != before
+
+
 def test_the_pretraining_text_holds_no_chat_and_speaks_no_dialect():
     world, rng = World(0), random.Random(0)
     text = "\n".join(world.document(rng) for _ in range(2000))
@@ -172,9 +223,9 @@ def test_words_of_all_families_are_different():
 
 
 def test_a_family_that_is_too_small_is_an_error():
-    with pytest.raises(ValueError, match="only 0 different test items"):
+    with pytest.raises(ValueError, match="only 0 different test problems"):
         distinct(
-            lambda rng: Item(next(q for q in map(str, range(99)) if side(q) == "train"), "", ""), "test", 2, random
+            lambda rng: Problem(next(q for q in map(str, range(99)) if side(q) == "train"), "", ""), "test", 2, random
         )
 
 
