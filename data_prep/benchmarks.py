@@ -1,4 +1,4 @@
-"""The original files of the five benchmarks, read as they are (protocol section d): no cell is reinterpreted."""
+"""The original files of the benchmarks, read as they are: no cell is reinterpreted (docs/protocol.md, Benchmarks)."""
 
 import csv
 import logging

@@ -1,4 +1,4 @@
-"""The chat format, its loss mask and its truncation (protocol section b)."""
+"""The chat format, its loss mask and its truncation (docs/protocol.md, Chat format)."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any

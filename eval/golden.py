@@ -1,4 +1,4 @@
-"""Golden cases: the scoring and prompting code run on single inputs with known results (protocol section g).
+"""Golden cases: prompting and scoring, run on single inputs with known results (docs/protocol.md, Golden cases).
 
 python -m eval.golden FILE    prints each case that differs and ends with `N passed, M failed`
 """

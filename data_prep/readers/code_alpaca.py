@@ -1,4 +1,4 @@
-"""CodeAlpaca: one JSON list of `instruction`, `input`, `output` (protocol section a)."""
+"""CodeAlpaca: one JSON list of `instruction`, `input`, `output` (docs/protocol.md, Training data)."""
 
 import random
 from collections.abc import Iterator

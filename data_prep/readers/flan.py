@@ -1,4 +1,4 @@
-"""Flan V2 and its chain-of-thought submix: jsonl with `inputs` and `targets` (protocol section a)."""
+"""Flan V2 and its chain-of-thought submix: jsonl with `inputs` and `targets` (docs/protocol.md, Training data)."""
 
 import random
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The instruction templates of SuperNI (zero-shot) and CodeAlpaca, with their weights (protocol section a)."""
+"""The instruction templates of SuperNI (zero-shot) and CodeAlpaca, with their weights (docs/protocol.md, Templates)."""
 
 import random
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """The five benchmarks, one module each, all of one shape.
 
-items(raw, tokenizer, settings) -> list[Item]   prompts, byte for byte as the protocol has them (section d)
+items(raw, tokenizer, settings) -> list[Item]   the prompts, byte for byte those of docs/protocol.md, Benchmarks
 parse(output, item) -> prediction               from what the model wrote, already cut at the stops
 score(item, predictions) -> Verdict             one prediction per sample; percent, keyed by table column
 

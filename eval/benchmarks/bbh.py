@@ -1,4 +1,4 @@
-"""BIG-Bench Hard: 27 tasks, 3-shot without the chain of thought, exact match (protocol section d)."""
+"""BIG-Bench Hard: 27 tasks, 3-shot without the chain of thought, exact match (docs/protocol.md, BBH)."""
 
 import re
 from collections.abc import Sequence

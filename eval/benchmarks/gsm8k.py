@@ -1,4 +1,4 @@
-"""GSM8K: grade-school arithmetic, 8-shot chain of thought, exact match of the last number (protocol section d)."""
+"""GSM8K: grade-school arithmetic, 8-shot chain of thought, exact match of the last number (docs/protocol.md, GSM8K)."""
 
 import re
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""HumanEval: Python functions to complete, run against their tests, pass@1 (protocol section d)."""
+"""HumanEval: Python functions to complete, run against their tests, pass@1 (docs/protocol.md, HumanEval)."""
 
 from collections.abc import Sequence
 from dataclasses import asdict

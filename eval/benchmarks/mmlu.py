@@ -1,4 +1,4 @@
-"""MMLU: 57 subjects of multiple choice, answered by the next-token logits of four letters (protocol section d)."""
+"""MMLU: 57 subjects of multiple choice, answered by the next-token logits of four letters (docs/protocol.md, MMLU)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""TyDi QA, gold passage: 1-shot reading comprehension, SQuAD v1.1 metric per language (protocol section d)."""
+"""TyDi QA, gold passage: 1-shot reading comprehension, SQuAD v1.1 metric per language (docs/protocol.md, TyDi QA)."""
 
 import random
 import re

@@ -46,7 +46,7 @@ class SandboxError(OSError):
 def check_humaneval(
     problem: dict[str, Any], completion: str, timeout_s: float = 3.0, *, allow_unprotected: bool = False
 ) -> Outcome:
-    """Run `{prompt}{completion}\\n{test}\\ncheck({entry_point})` of one HumanEval row (protocol, section d).
+    """Run `{prompt}{completion}\\n{test}\\ncheck({entry_point})` of one HumanEval row (docs/protocol.md, HumanEval).
 
     It passes only if it reaches its end; a timer stops it after `timeout_s` seconds, a kill one second later.
     Raises ValueError for a time that is not positive, PermissionError as `require_protection`, SandboxError where the

@@ -7,7 +7,7 @@ from data_prep.files import Tally
 from data_prep.readers import code_alpaca, flan, messages, super_ni
 from data_prep.readers.templates import WITH_INPUT, WITHOUT_INPUT, fill
 
-# protocol section a, in its notation: i instruction, x input
+# the tables of docs/protocol.md, Templates, in its notation: i instruction, x input
 PUBLISHED_WITH = (
     "i⏎⏎x⏎⏎|i⏎x⏎⏎|i⏎x⏎|i⏎⏎Input: x⏎⏎Output:|i⏎Input: x⏎Output:|i⏎x⏎⏎Response:"
     "|i⏎⏎Additional Context:⏎x⏎⏎Answer:|Task: i⏎Input: x⏎Output:|Task: i⏎⏎x⏎⏎|Task: i⏎⏎x⏎⏎Answer:"
