@@ -1,12 +1,17 @@
 """Reading original files: numbered lines, JSON documents, needed fields, and the tally of broken rows."""
 
-import gzip
+import csv
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from data_prep.storage import remedy
+from data_prep.text import open_text, read_text
+
+BYTES = re.compile("[\udc80-\udcff]")  # bytes that are not UTF-8, where a text was read with "surrogateescape"
 T = TypeVar("T")
 
 
@@ -49,39 +54,51 @@ def strict(rows: Iterable[tuple[str, Any]], parse: Callable[[Any], T]) -> Iterat
         try:
             yield parse(row)
         except BrokenRow as error:
-            raise ValueError(f"{where}: {error}; download the file again.") from error
+            raise ValueError(f"{where}: {error}; {remedy(where)}.") from error
 
 
-def numbered_lines(path: Path) -> Iterator[tuple[str, bytes]]:
-    """`("path:line", line)` of every line that is not blank; `.gz` files are unpacked.
+def numbered_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """`("path:line", line)` of every line that is not blank, for `decode`. `.gz` files are unpacked.
 
-    Raises:
-        ValueError: the file ends inside a JSON object, or is not a complete gzip file
+    Raises ValueError: the file ends inside a JSON object, is not a complete gzip file, or is UTF-16 or UTF-32.
     """
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-        try:
-            for number, line in enumerate(file, start=1):
-                if not line.endswith(b"\n"):
-                    _check_last_line(path, number, line)
-                if line.strip():
-                    yield f"{path}:{number}", line
-        except (EOFError, gzip.BadGzipFile) as error:
-            raise ValueError(f"{path} is not a complete gzip file ({error}); download it again.") from error
+    # A line that is not UTF-8 is one broken row, not the end of a file of 100,000: `decode` reports it.
+    with open_text(path, errors="surrogateescape") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith("\n"):
+                _check_last_line(path, number, line)
+            if line.strip():
+                yield f"{path}:{number}", line
 
 
-def _check_last_line(path: Path, number: int, line: bytes) -> None:
+def _check_last_line(path: Path, number: int, line: str) -> None:
     try:
         json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{path} is truncated: line {number}, its last, is incomplete; download it again.") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is truncated: line {number}, its last, is incomplete; {remedy(path)}.") from error
+
+
+def csv_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """`("path:line", cells)` of every row of a CSV file. No cell is interpreted; a line end inside it is a newline.
+
+    Raises ValueError: a quote is not closed, or the file is not UTF-8.
+    """
+    with open_text(path) as file:
+        reader = csv.reader(file, strict=True)
+        try:
+            for row in reader:
+                yield f"{path}:{reader.line_num}", row
+        except csv.Error as error:
+            raise ValueError(f"{path}:{reader.line_num}: {error}; {remedy(path)}.") from error
 
 
 def load_json(path: Path) -> Any:
-    """The JSON document in `path`. Raises ValueError if it is not complete and valid."""
+    """The JSON document in `path`. Raises ValueError if it is not complete and valid, or not UTF-8."""
+    text = read_text(path)
     try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is truncated or not JSON ({error}); download it again.") from error
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is truncated or not JSON ({error}); {remedy(path)}.") from error
 
 
 def load_rows(path: Path) -> list[tuple[str, Any]]:
@@ -92,11 +109,13 @@ def load_rows(path: Path) -> list[tuple[str, Any]]:
     return [(f"{path}[{index}]", row) for index, row in enumerate(document)]
 
 
-def decode(line: bytes) -> Any:
-    """One line of jsonl. Raises BrokenRow."""
+def decode(line: str) -> Any:
+    """The JSON value of one line of `numbered_lines`. Raises BrokenRow."""
+    if wrong := BYTES.search(line):
+        raise BrokenRow(f"not UTF-8 text (byte {ord(wrong[0]) - 0xDC00:#04x})")
     try:
         return json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BrokenRow(f"not valid JSON ({error})") from error
 
 

@@ -161,4 +161,4 @@ def _save(name: str, examples: Dataset, tally: Tally, validation_size: int, fold
 
 def _load(folder: Path, key: str) -> Prepared:
     train, validation = (load_from_disk(folder / split) for split in ("train", "validation"))
-    return Prepared(train, validation, key, json.loads((folder / "report.json").read_text()))
+    return Prepared(train, validation, key, json.loads((folder / "report.json").read_text(encoding="utf-8")))

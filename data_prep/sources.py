@@ -51,7 +51,7 @@ def find_files(source: DictConfig, root: Path) -> Files:
 def fingerprint(files: Mapping[str, Iterable[Path]], cache_dir: Path) -> dict[str, list[list[str]]]:
     """`[name, sha256]` of every file, per role. A file whose path, size and time are known is not read again."""
     memory = cache_dir / "fingerprints.json"
-    known = json.loads(memory.read_text()) if memory.is_file() else {}
+    known = json.loads(memory.read_text(encoding="utf-8")) if memory.is_file() else {}
     seen = {str(path.resolve()): _stamp(path) for paths in files.values() for path in paths}
     fresh = {path for path, stamp in seen.items() if known.get(path, [None])[:-1] != stamp}
     for path in tqdm(sorted(fresh), desc="Reading checksums", disable=len(fresh) < 100):

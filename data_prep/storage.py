@@ -13,6 +13,8 @@ from typing import Any
 
 from filelock import FileLock
 
+DOWNLOADS = ".downloads.json"  # in a downloaded folder: the checksums of what it was made from
+
 
 def sha256(path: Path) -> str:
     """The checksum of a file, in hex digits."""
@@ -23,6 +25,17 @@ def sha256(path: Path) -> str:
 def digest(content: Any) -> str:
     """The hash of anything JSON can write, in hex digits."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def remedy(where: Path | str) -> str:
+    """Say what to do about a damaged file: delete the folder we downloaded it to, or get the user's own copy again.
+
+    where: the file, also with a line or an index behind its name
+    """
+    for folder in Path(where).parents:
+        if (folder / DOWNLOADS).is_file():
+            return f"delete the folder {folder} and run the same command again, which downloads it anew"
+    return "download the file again"
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -1,4 +1,4 @@
-"""SuperNI: the natural-instructions repository (protocol section a).
+"""SuperNI: the natural-instructions repository (docs/protocol.md, Training data).
 
 Sampling imitates `random.seed(42)` followed by the original loop: per task in split order one `sample` of the instances
 (if there are more than needed), then per instance, in sampled order, one `choices` of a template (zero-shot) or one
@@ -15,6 +15,7 @@ from data_prep.files import BrokenRow, Tally, load_json, needed, strict, texts, 
 from data_prep.readers.rows import SEED, Row, row
 from data_prep.readers.templates import fill
 from data_prep.sources import Files
+from data_prep.text import read_text
 
 SHOTS = 2
 LEAKS = "_mmmlu_"  # tasks made of MMLU, which is a test set
@@ -45,7 +46,7 @@ def read(files: Files, tally: Tally, per_task: int, zero_shot: int) -> Iterator[
     rng = random.Random(SEED)
     (split,) = files["split"]
     paths = {path.stem: path for path in files["tasks"]}
-    for name in split.read_text(encoding="utf-8").split():
+    for name in read_text(split).split():
         if LEAKS in name:
             continue
         if name not in paths:

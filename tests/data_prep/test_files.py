@@ -18,7 +18,9 @@ from data_prep.files import (
 
 def test_broken_rows_are_counted_with_their_place_and_left_out(tmp_path):
     path = tmp_path / "rows.jsonl"
-    path.write_text('{"a": "x"}\n\n{"a": 1}\n{"b": "x"}\nnot json\n[1]\n{"a": "\\ud800"}\n{"a": "y"}\n')
+    path.write_text(
+        '{"a": "x"}\n\n{"a": 1}\n{"b": "x"}\nnot json\n[1]\n{"a": "\\ud800"}\n{"a": "y"}\n', encoding="utf-8"
+    )
     tally = Tally()
     assert list(usable(numbered_lines(path), lambda line: texts(decode(line), "a"), tally)) == [("x",), ("y",)]
     assert tally.lines == 7
@@ -40,11 +42,11 @@ def test_lines_end_at_newlines_only(tmp_path):
 @pytest.mark.parametrize("ending, complete", [('{"a": "y"}', True), ('{"a": "y', False), ('{"a"', False)])
 def test_a_last_line_without_newline_must_be_complete(tmp_path, ending, complete):
     path = tmp_path / "rows.jsonl"
-    path.write_text('{"a": "x"}\n' + ending)
+    path.write_text('{"a": "x"}\n' + ending, encoding="utf-8")
     if complete:
         assert len(list(numbered_lines(path))) == 2
     else:
-        with pytest.raises(ValueError, match=r"rows.jsonl is truncated: line 2.*download it again"):
+        with pytest.raises(ValueError, match=r"rows.jsonl is truncated: line 2.*download the file again"):
             list(numbered_lines(path))
 
 
@@ -59,10 +61,10 @@ def test_a_truncated_gzip_file_is_an_error(tmp_path):
 
 def test_a_truncated_json_document_is_an_error(tmp_path):
     path = tmp_path / "rows.json"
-    path.write_text('[{"a": "x"}, {"a"')
+    path.write_text('[{"a": "x"}, {"a"', encoding="utf-8")
     with pytest.raises(ValueError, match=r"rows.json is truncated or not JSON"):
         load_json(path)
-    path.write_text('{"a": "x"}')
+    path.write_text('{"a": "x"}', encoding="utf-8")
     with pytest.raises(ValueError, match="must hold one JSON list, got dict"):
         load_rows(path)
 

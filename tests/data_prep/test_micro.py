@@ -152,9 +152,9 @@ def test_the_pretraining_text_changes_only_with_the_version():
     assert hashlib.sha256(pretraining_text().encode()).hexdigest() == PRETRAINING[VERSION], CHANGED.format(VERSION)
 
 
-def test_the_files_do_not_depend_on_the_order_of_sets(tmp_path):
+def test_the_files_depend_neither_on_the_order_of_sets_nor_on_the_locale(tmp_path):
     program = f"from data_prep.micro.files import write; from pathlib import Path; write(Path({str(tmp_path)!r}), 0)"
-    env = os.environ | {"PYTHONHASHSEED": "77", "PYTHONUTF8": "0", "LC_ALL": "C"}
+    env = os.environ | {"PYTHONHASHSEED": "77", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=env, check=True)
     assert content(tmp_path) == FILES[VERSION]
 

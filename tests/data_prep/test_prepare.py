@@ -22,7 +22,7 @@ def write_cot(folder, rows=40):
     (folder / "train/cot").mkdir(parents=True, exist_ok=True)
     for kind in ("zs", "fs"):
         lines = (json.dumps({"inputs": f"{kind} {i} plus {i}", "targets": f"It is {2 * i}."}) for i in range(rows))
-        (folder / f"train/cot/cot_{kind}opt.jsonl").write_text("\n".join(lines) + "\n")
+        (folder / f"train/cot/cot_{kind}opt.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
 
 
@@ -81,7 +81,7 @@ def test_examples_without_a_label_are_dropped_and_cut_ones_kept(tmp_path, byte_t
     path = tmp_path / "m.jsonl"
     roles = ("user", "assistant")
     rows = [{"messages": [{"role": r, "content": c} for r, c in zip(roles, talk, strict=True)]} for talk in talks]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     dataset = config("cot", source={"messages": str(path)})
     prepared = prepare(dataset, byte_tokenizer, data=None, max_length=60, validation_size=1, cache_dir=tmp_path / "c")
     report = prepared.report
@@ -121,7 +121,7 @@ def test_the_key_follows_everything_that_determines_the_content(call, data, tmp_
     keys["code"] = call().key
     monkeypatch.undo()
     path = data / "train/cot/cot_fsopt.jsonl"
-    path.write_text(path.read_text() + '{"inputs": "a", "targets": "b"}\n')
+    path.write_text(path.read_text(encoding="utf-8") + '{"inputs": "a", "targets": "b"}\n', encoding="utf-8")
     keys["content"] = call().key
     assert len(set(keys.values())) == len(keys)
 
@@ -136,7 +136,7 @@ def test_the_key_does_not_follow_the_folder_or_the_last_call_of_the_tokenizer(ca
 
 def test_a_broken_row_is_logged_and_reported_with_file_and_line(call, data, caplog):
     path = data / "train/cot/cot_fsopt.jsonl"
-    path.write_text(path.read_text() + '{"inputs": "a"}\n')
+    path.write_text(path.read_text(encoding="utf-8") + '{"inputs": "a"}\n', encoding="utf-8")
     report = call(config("cot", max_broken_share=0.02)).report
     place = f"{path}:41: field 'targets' is missing"
     assert (report["lines"], report["broken"], report["broken_rows"]) == (81, 1, [place])
@@ -152,7 +152,7 @@ def test_a_broken_row_is_logged_and_reported_with_file_and_line(call, data, capl
 )
 def test_bad_files_stop_and_write_nothing(call, data, tmp_path, ending, text):
     path = data / "train/cot/cot_fsopt.jsonl"
-    path.write_text(path.read_text() + ending)
+    path.write_text(path.read_text(encoding="utf-8") + ending, encoding="utf-8")
     with pytest.raises(ValueError, match=text):
         call()
     assert [p for p in (tmp_path / "cache/data").iterdir() if p.suffix != ".lock"] == []

@@ -25,7 +25,7 @@ PUBLISHED_WITHOUT = (
 
 
 def write_lines(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return [path]
 
 
@@ -76,9 +76,9 @@ def super_ni_files(folder, tasks, names=None):
             "Positive Examples": [{"input": f"p{i}", "output": f"q{i} "} for i in range(examples)],
             "Instances": [{"id": f"{name}-{i}", "input": f" x{i}", "output": [f"y{i}", "z"]} for i in range(instances)],
         }
-        (folder / f"{name}.json").write_text(json.dumps(document))
+        (folder / f"{name}.json").write_text(json.dumps(document), encoding="utf-8")
     split = folder / "train_tasks.txt"
-    split.write_text("".join(f"{name}\n" for name in names or tasks))
+    split.write_text("".join(f"{name}\n" for name in names or tasks), encoding="utf-8")
     return {"split": [split], "tasks": sorted(folder.glob("*.json"))}
 
 
@@ -136,7 +136,7 @@ def test_super_ni_names_a_task_without_file(tmp_path):
 def test_super_ni_stops_at_a_task_without_a_needed_field(tmp_path, change, reason):
     files = super_ni_files(tmp_path, {"task1": (3, 1)})
     path = tmp_path / "task1.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | change), encoding="utf-8")
     with pytest.raises(ValueError, match=rf"task1\.json: {reason}"):
         list(super_ni.read(files, Tally(), per_task=80, zero_shot=60))
 
@@ -144,10 +144,10 @@ def test_super_ni_stops_at_a_task_without_a_needed_field(tmp_path, change, reaso
 def test_super_ni_reports_a_broken_instance_by_its_index(tmp_path):
     files = super_ni_files(tmp_path, {"task1": (4, 1)})
     path = tmp_path / "task1.json"
-    document = json.loads(path.read_text())
+    document = json.loads(path.read_text(encoding="utf-8"))
     del document["Instances"][1]["input"]
     document["Instances"][2]["output"] = []
-    path.write_text(json.dumps(document))
+    path.write_text(json.dumps(document), encoding="utf-8")
     tally = Tally()
     rows = list(super_ni.read(files, tally, per_task=80, zero_shot=60))
     assert [row["id"] for row in rows] == ["super_ni_task1-0", "super_ni_task1-3"]
@@ -190,7 +190,7 @@ def test_cot_samples_each_file_in_turn_as_the_original_script(tmp_path):
 def test_code_alpaca_keeps_order_and_draws_a_template_per_row(tmp_path):
     items = [{"instruction": f"i{n}", "input": "x" * (n % 2), "output": f"o{n}"} for n in range(50)]
     path = tmp_path / "code_alpaca_20k.json"
-    path.write_text(json.dumps(items))
+    path.write_text(json.dumps(items), encoding="utf-8")
     rows = list(code_alpaca.read({"rows": [path]}, Tally()))
     random.seed(42)
     for item, row in zip(items, rows, strict=True):
@@ -203,7 +203,10 @@ def test_code_alpaca_keeps_order_and_draws_a_template_per_row(tmp_path):
 
 def test_code_alpaca_reports_a_broken_row_by_its_index(tmp_path):
     path = tmp_path / "code_alpaca_2k.json"
-    path.write_text(json.dumps([{"instruction": "i", "input": "", "output": "o"}, {"instruction": "i", "output": "o"}]))
+    path.write_text(
+        json.dumps([{"instruction": "i", "input": "", "output": "o"}, {"instruction": "i", "output": "o"}]),
+        encoding="utf-8",
+    )
     tally = Tally()
     assert len(list(code_alpaca.read({"rows": [path]}, tally))) == 1
     assert tally.broken == [f"{path}[1]: field 'input' is missing"]

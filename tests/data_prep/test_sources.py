@@ -166,7 +166,7 @@ def test_a_known_file_is_not_read_again_unless_it_changed(tmp_path, monkeypatch)
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path):
     def fill(folder):
-        (folder / "half").write_text("x")
+        (folder / "half").write_text("x", encoding="utf-8")
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match=r"The disk is full at .*; free some space"):
