@@ -6,122 +6,25 @@
 Writes `results/<profile>/claims.md`.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from omegaconf import DictConfig
 
 from data_prep import storage
-from scripts import collect, grid, render, stats
-from scripts.errors import entry_point
-from scripts.tables import evaluate_missing
-
-Row = tuple[str, str]  # label and rank of a table's row
-
-
-@dataclass(frozen=True)
-class Claim:
-    """`row` scores higher or lower than `than`, or reaches it: is not lower."""
-
-    text: str
-    table: str
-    row: Row
-    relation: Literal["higher", "lower", "reaches"]
-    than: Row
-
-
-CLAIMS = (
-    Claim("Sharing alone hurts", "table1", ("Pure Sharing", "64"), "lower", ("LoRA", "2")),
-    Claim("Subset selection repairs it", "table1", ("+ Subset Selection", "64"), "higher", ("Pure Sharing", "64")),
-    Claim("MoS beats LoRA at the budget of LoRA 2", "table2", ("MoS", "4/8"), "higher", ("LoRA", "2")),
-    Claim("MoS beats LoRA at the budget of LoRA 8", "table2", ("MoS", "16/32"), "higher", ("LoRA", "8")),
-    Claim("MoS at e=8 reaches LoRA 64", "table2", ("MoS", "16/32"), "reaches", ("LoRA", "64")),
-    Claim("Shard privatization is needed", "table2", ("MoS -sp", "16/32"), "lower", ("MoS", "16/32")),
-    Claim("Vector sharding is needed", "table2", ("MoS -vs", "16/32"), "lower", ("MoS", "16/32")),
-    Claim("Pair dissociation is needed", "table2", ("MoS -pd", "16/32"), "lower", ("MoS", "16/32")),
-)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A difference of averages in points: its 95% bootstrap interval over items, and its value for each seed."""
-
-    claim: Claim
-    low: float
-    high: float
-    per_seed: Sequence[float]
-
-    @property
-    def verdict(self) -> str:
-        """What the interval says: a difference is one if the interval leaves out 0."""
-        signs = {"higher": self.low > 0, "lower": self.high < 0, "reaches": self.low > 0}
-        if signs[self.claim.relation]:
-            return "holds"
-        against = self.low > 0 if self.claim.relation == "lower" else self.high < 0
-        if against:
-            return "does not hold"
-        return "no difference shown"
+from scripts.command import entry_point
+from scripts.config import shared_overrides
+from scripts.table.claims import outcomes_of, render_claims
 
 
 @entry_point
 def main(cfg: DictConfig) -> None:
-    given = [override for override in grid.common(cfg) if not override.startswith("table=")]
-    outcomes = [outcome for table in ("table1", "table2") for outcome in _outcomes([*given, f"table={table}"])]
+    given = [override for override in shared_overrides(cfg) if not override.startswith("table=")]
+    outcomes = [outcome for table in ("table1", "table2") for outcome in outcomes_of([*given, f"table={table}"])]
     text = render_claims(outcomes, cfg.profile, cfg.seeds)
     path = Path(cfg.results_dir) / cfg.profile / "claims.md"
     path.parent.mkdir(parents=True, exist_ok=True)
     storage.write_text(path, text)
     print(f"{text}\n{path}")
-
-
-def compare(claim: Claim, row: render.Entry, than: render.Entry, cfg: DictConfig, per_task: set[str]) -> Outcome:
-    """The outcome of a claim from what its two rows reached on the same items and seeds.
-
-    Raises ValueError if the two were evaluated on different items or with different seeds.
-    """
-    if not render.same_items(row, than) or list(row.scores.index) != list(than.scores.index):
-        raise ValueError(f"{row.method} and {than.method} have other items or seeds; run both rows with the same.")
-    differences = {name: render.difference(row.items[name], than.items[name]) for name in row.items}
-    low, high = stats.interval(render.strata(differences, render.AVERAGE, cfg.table.columns, per_task))
-    return Outcome(claim, low, high, list((row.scores - than.scores).mean(axis=1)))
-
-
-def render_claims(outcomes: Sequence[Outcome], profile: str, seeds: Sequence[int]) -> str:
-    """A Markdown table, a line per claim."""
-    lines = [
-        "| Claim | Compared | Difference | 95% interval | By seed | Verdict |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for outcome in outcomes:
-        claim, mean = outcome.claim, sum(outcome.per_seed) / len(outcome.per_seed)
-        compared = f"{' '.join(claim.row)} against {' '.join(claim.than)}"
-        seed_by_seed = ", ".join(f"{value:+.1f}" for value in outcome.per_seed)
-        interval = f"{outcome.low:+.2f} to {outcome.high:+.2f}"
-        lines.append(f"| {claim.text} | {compared} | {mean:+.2f} | {interval} | {seed_by_seed} | {outcome.verdict} |")
-    heading = f"# The paper's claims in the profile {profile}"
-    says = (
-        f"Differences of the average over all columns, in points, over seeds {', '.join(map(str, seeds))}. The "
-        "interval is a bootstrap over items; it leaves out how the seeds vary, which the column beside it shows."
-    )
-    return "\n".join([heading, "", says, "", *lines, ""])
-
-
-def _outcomes(overrides: Sequence[str]) -> list[Outcome]:
-    """The outcomes of the claims on one table, whose cells are all finished."""
-    cfg = grid.compose(overrides)
-    table = cfg.table.name
-    cells = grid.cells(cfg, overrides)
-    missing = grid.untrained(cells)
-    if missing:
-        raise FileNotFoundError(f"{table} misses {len(missing)} cells, the first {missing[0].path}; run make {table}.")
-    found = collect.results(cells, evaluate_missing(cfg, cells))
-    entries, per_task = collect.entries(found, cfg.table.columns), collect.per_task(found)
-    candidates = {(row.label, row.rank or ""): [entries[name] for name in row.methods] for row in grid.rows(cfg)}
-    mine = [claim for claim in CLAIMS if claim.table == table]
-    pairs = [(claim, render.better(candidates[claim.row]), render.better(candidates[claim.than])) for claim in mine]
-    return [compare(*pair, cfg, per_task) for pair in pairs]
 
 
 if __name__ == "__main__":

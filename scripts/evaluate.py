@@ -12,9 +12,9 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from scripts import runs
-from scripts.errors import entry_point
-from scripts.evaluation import evaluate_runs, scores
+from scripts.cell import runs
+from scripts.cell.evaluation import evaluate_runs, scores
+from scripts.command import entry_point
 
 
 @entry_point

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from eval import benchmarks
-from scripts.answers import compared, evaluation, failed, show, write_page
-from scripts.errors import EXPECTED, sentence
+from scripts.cell.answers import compared, evaluation, failed, show, write_page
+from scripts.command import EXPECTED, sentence
 
 KEYS = ("run", "benchmark", "against", "count", "html")
 

@@ -7,12 +7,12 @@ import json
 
 from omegaconf import DictConfig
 
-from scripts.errors import entry_point
+from scripts.command import entry_point
 
 
 def main(cfg: DictConfig) -> None:
     from data_prep.prepare import prepare  # heavy: after the command line has been checked
-    from scripts.base_model import load_tokenizer
+    from scripts.cell.base_model import load_tokenizer
 
     prepared = prepare(
         cfg.dataset,

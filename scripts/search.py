@@ -3,77 +3,21 @@
 python -m scripts.search search=lr profile=smol data=...      (or `make lr-search`, `make mos-search`)
 """
 
-import itertools
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
-import pandas as pd
-from hydra.errors import InstantiationException
 from omegaconf import DictConfig
 
-from scripts import grid, runs
-from scripts.errors import entry_point, sentence
-from scripts.launch import launch
-
-
-@dataclass(frozen=True)
-class Point:
-    """A combination of the searched settings; `runs` by training set and seed, `skipped` says why it cannot be."""
-
-    settings: dict[str, float]
-    jobs: dict[tuple[str, int], list[str]]
-    runs: dict[tuple[str, int], Path]
-    skipped: str | None = None
-
-
-def points(cfg: DictConfig, overrides: Sequence[str]) -> list[Point]:
-    """Every combination of `search.grid`, the impossible ones with the sentence that says why."""
-    grids = {f"{section}.{key}": values for section, own in cfg.search.grid.items() for key, values in own.items()}
-    keys, choices = zip(*grids.items(), strict=True)
-    return [_point(cfg, overrides, dict(zip(keys, values, strict=True))) for values in itertools.product(*choices)]
-
-
-def ranking(found: Sequence[Point]) -> pd.DataFrame:
-    """A line per combination, the lowest mean validation loss over training sets and seeds first."""
-    lines = []
-    for point in found:
-        if point.skipped is None:
-            losses = {key: runs.load(path).info["metrics"]["eval_loss"] for key, path in point.runs.items()}
-            by_dataset = pd.Series(losses).groupby(level=0, sort=False).mean()
-            lines.append(point.settings | dict(by_dataset) | {"mean": by_dataset.mean()})
-    return pd.DataFrame(lines).sort_values("mean", ignore_index=True)
-
-
-def _point(cfg: DictConfig, overrides: Sequence[str], settings: dict[str, float]) -> Point:
-    chosen = [f"method={cfg.search.method}", *(f"{key}={value}" for key, value in settings.items())]
-    own = grid.compose([*overrides, *chosen])
-    reason = _impossible(own)
-    if reason is not None:
-        return Point(settings, {}, {}, reason)
-    jobs, paths = {}, {}
-    for name, seed in itertools.product(cfg.search.datasets, cfg.seeds):
-        jobs[name, seed] = [*chosen, f"dataset={name}", f"seed={seed}"]
-        paths[name, seed] = runs.run_dir(grid.compose([*overrides, *jobs[name, seed]]))
-    return Point(settings, jobs, paths)
-
-
-def _impossible(cfg: DictConfig) -> str | None:
-    """Why the method does not fit the model, found on its shapes alone."""
-    from scripts.params import trainable_parameters
-
-    try:
-        trainable_parameters(cfg)
-    except (ValueError, InstantiationException) as error:
-        return sentence(error)
-    return None
+from scripts.cell import runs
+from scripts.command import entry_point
+from scripts.config import compose, shared_overrides
+from scripts.table.launch import launch
+from scripts.table.search import points, ranking
 
 
 @entry_point
 def main(cfg: DictConfig) -> None:
-    overrides = grid.common(cfg)
-    cfg = grid.compose(overrides)
+    overrides = shared_overrides(cfg)
+    cfg = compose(overrides)
     found = points(cfg, overrides)
     for point in found:
         if point.skipped:

@@ -8,12 +8,12 @@ Run again after a kill, the same command carries on from the last checkpoint; a 
 
 from omegaconf import DictConfig
 
-from scripts.errors import entry_point
+from scripts.command import entry_point
 
 
 @entry_point
 def main(cfg: DictConfig) -> None:
-    from scripts.training import train  # torch: only once the config is known to be right
+    from scripts.cell.training import train  # torch: only once the config is known to be right
 
     train(cfg)
 

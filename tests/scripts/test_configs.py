@@ -6,9 +6,9 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from peft import PeftConfig
 
-from scripts import grid
+from scripts.config import choices, compose
 
-METHODS, PROFILES, MODELS = (grid.names(group) for group in ("method", "profile", "model"))
+METHODS, PROFILES, MODELS = (choices(group) for group in ("method", "profile", "model"))
 
 
 def check_method(cfg, name):
@@ -26,13 +26,13 @@ def check_method(cfg, name):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_method(method):
-    check_method(grid.compose([f"method={method}"]), method)
+    check_method(compose([f"method={method}"]), method)
 
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("profile", PROFILES)
 def test_profile_and_model(profile, model):
-    cfg = grid.compose([f"profile={profile}", f"model={model}"])
+    cfg = compose([f"profile={profile}", f"model={model}"])
     OmegaConf.to_container(cfg, resolve=True)  # a local model leaves its path to the user
     assert (cfg.profile, cfg.model.name) == (profile, model)
     assert set(cfg.models.values()) <= set(MODELS)
@@ -43,14 +43,14 @@ def test_profile_and_model(profile, model):
 @pytest.mark.parametrize("profile", PROFILES)
 def test_every_method_with_every_profile_and_model(profile, model):
     for method in METHODS:
-        check_method(grid.compose([f"profile={profile}", f"model={model}", f"method={method}"]), method)
+        check_method(compose([f"profile={profile}", f"model={model}", f"method={method}"]), method)
 
 
-@pytest.mark.parametrize("table", grid.names("table"))
+@pytest.mark.parametrize("table", choices("table"))
 def test_rows_name_methods_with_their_labels_and_ranks(table):
-    cfg = grid.compose([f"table={table}"])
+    cfg = compose([f"table={table}"])
     for row in cfg.table.rows:
-        methods = [grid.compose([f"method={method}"]).method for method in row.methods]
+        methods = [compose([f"method={method}"]).method for method in row.methods]
         assert {method.label for method in methods} == {row.label}
         if row.rank is not None and row.label not in ("Pure Sharing", "+ Random Scaling", "+ Subset Selection"):
             assert row.rank == "/".join(str(method.r) for method in methods)
@@ -58,5 +58,5 @@ def test_rows_name_methods_with_their_labels_and_ranks(table):
 
 def test_unknown_method_lists_the_known_ones():
     with pytest.raises(MissingConfigException) as error:
-        grid.compose(["method=moss"])
+        compose(["method=moss"])
     assert set(METHODS) <= set(error.value.options)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from eval import predictions
-from scripts import training
+from scripts.cell import training
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLS = 10

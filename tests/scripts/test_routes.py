@@ -11,15 +11,16 @@ from transformers import AutoModelForCausalLM
 
 from data_prep.chat import user_prompt
 from eval.engines import Decoding
-from scripts import base_model, grid, runs
-from scripts.evaluation import lora
+from scripts.cell import base_model, runs
+from scripts.cell.evaluation import lora
+from scripts.config import ROOT, compose
 from tests.asked import asked
 from tests.ties import gap_at_parting
 
 pytest.importorskip("vllm")
 
 METHODS = ["lora_r2", "vera_r256", "tied_lora_r280", "prolora_r8", "mos_r8", "mos_r16", "random_scaling"]
-DATA = runs.ROOT.parent / "shared" / "data"
+DATA = ROOT.parent / "shared" / "data"
 PROMPTS = [user_prompt(f"Write a Python function that adds {n} to each number of a list.\n", "") for n in range(2, 22)]
 SETTINGS = {"max_steps": 20, "batch_size": 2, "max_length": 128, "validation_size": 8, "learning_rate": 2e-3}
 TIE = 2e-3  # logits of size 10 to 20 in float32, summed in another order by each engine
@@ -37,13 +38,13 @@ def overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.fixture(scope="module")
 def trained(overrides: list[str]) -> dict[str, runs.Run]:
     command = [sys.executable, "-m", "scripts.train", "-m", f"method={','.join(METHODS)}", *overrides]
-    subprocess.run(command, cwd=runs.ROOT, check=True, env=os.environ | {"WANDB_MODE": "disabled"})
-    return {name: runs.load(runs.run_dir(grid.compose([*overrides, f"method={name}"]))) for name in METHODS}
+    subprocess.run(command, cwd=ROOT, check=True, env=os.environ | {"WANDB_MODE": "disabled"})
+    return {name: runs.load(runs.run_dir(compose([*overrides, f"method={name}"]))) for name in METHODS}
 
 
 @pytest.fixture(scope="module")
 def base(overrides: list[str]) -> Path:
-    cfg = grid.compose(overrides)
+    cfg = compose(overrides)
     return base_model.dequantized_checkpoint(cfg.model, cfg.trainer, cfg.cache_dir)
 
 

@@ -1,0 +1,1 @@
+"""One run: who it is, its base model, its training, its evaluation."""

@@ -1,0 +1,82 @@
+"""Evaluation of finished runs that share a base model: what the config names becomes jobs for one engine."""
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+import mos
+from data_prep import benchmarks as data
+from data_prep.storage import full_disk_named
+from eval.engines.vllm import resolve_dtype
+from eval.session import Benchmark, Job, Protocol, evaluate
+from scripts.cell import base_model, runs, tracking
+
+
+def evaluate_runs(cfg: DictConfig, wanted: Mapping[Path, Sequence[str]]) -> dict[Path, list[Path]]:
+    """Evaluate runs on benchmarks, as far as that is not done; returns the result folders by run.
+
+    What W&B has not seen yet is put on the W&B runs of the trainings.
+
+    wanted: run directory -> benchmark names
+    Raises FileNotFoundError for an unfinished run; ValueError if the runs differ in their base model, or for a
+    benchmark that `benchmark=[...]` leaves out.
+    """
+    found = {path: runs.load(path) for path in wanted}
+    checkpoint = _shared_base(cfg, list(found.values()))
+    names = sorted({name for chosen in wanted.values() for name in chosen})
+    loaded = {name: load_benchmark(cfg, name) for name in names}
+    jobs = [
+        Job(path, lora(run), run.cfg.method.get("chat", True), tuple(wanted[path]), run.cfg.seed)
+        for path, run in found.items()
+    ]
+    adapters = [job.adapter for job in jobs if job.adapter]
+    engine = {"name": cfg.engine.name, "dtype": resolve_dtype(cfg.engine.dtype), "context": cfg.engine.max_model_len}
+    protocol = Protocol(checkpoint.name, engine, cfg.evaluation.variant, cfg.limit)
+    tokenizer = base_model.load_tokenizer(next(iter(found.values())).cfg.model, cfg.cache_dir)
+    with full_disk_named(Path(cfg.runs_dir)):
+        start = partial(instantiate, cfg.engine, model=checkpoint, adapters=adapters)
+        folders = iter(evaluate(jobs, loaded, protocol, tokenizer, start))
+        for run in found.values():
+            tracking.log_evaluation(run)
+    return {job.run_dir: [next(folders) for _ in job.benchmarks] for job in jobs}
+
+
+def load_benchmark(cfg: DictConfig, name: str) -> Benchmark:
+    """A benchmark's resolved config and raw data. Raises ValueError if it is not among `benchmark=[...]`."""
+    if name not in cfg.benchmark:
+        raise ValueError(f"Benchmark '{name}' is not among benchmark=[{','.join(cfg.benchmark)}]; add it there.")
+    config: Any = OmegaConf.to_container(cfg.benchmark[name], resolve=True)
+    read = getattr(data, f"load_{name}")
+    return Benchmark(config, read(data.locate_benchmark(cfg.benchmark[name], cfg.data, cfg.cache_dir)))
+
+
+def scores(folder: Path) -> dict[str, float]:
+    """Percent per table column of a result folder."""
+    return dict(json.loads((folder / "metrics.json").read_text())["scores"])
+
+
+def lora(run: runs.Run) -> Path | None:
+    """The run's adapter as a standard LoRA directory, exported when first asked for; None for a vanilla row."""
+    if run.adapter is None:
+        return None
+    exported = run.path / "lora"
+    if not exported.is_dir():
+        mos.export_lora(run.adapter, exported)
+    return exported
+
+
+def _shared_base(cfg: DictConfig, found: Sequence[runs.Run]) -> Path:
+    bases = {
+        base_model.dequantized_checkpoint(run.cfg.model, run.cfg.trainer, cfg.cache_dir): run.path for run in found
+    }
+    if len(bases) != 1:
+        several = ", ".join(f"{path.name} ({base.name})" for base, path in bases.items())
+        raise ValueError(
+            f"Runs of one evaluation must share their base model, got {several}; evaluate each on its own."
+        )
+    return next(iter(bases))

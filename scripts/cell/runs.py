@@ -1,0 +1,128 @@
+"""Runs on disk: where a run lives, what determines it, and how a finished one is read."""
+
+import functools
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from data_prep import micro, storage
+from data_prep.sources import find_files, fingerprint, locate
+from data_prep.storage import sha256
+from scripts.cell.provenance import package_version
+from scripts.config import ROOT
+
+WITHOUT_EFFECT = ("logging_steps", "save_steps", "eval_steps")  # of the trainer's settings, on the result
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run on disk: its resolved config and the content of its `run.json`."""
+
+    path: Path
+    cfg: DictConfig
+    info: dict[str, Any]
+
+    @property
+    def adapter(self) -> Path | None:
+        """The trained adapter, or None for a vanilla row."""
+        return self.path / "adapter" if self.cfg.method.config else None
+
+
+def run_dir(cfg: DictConfig) -> Path:
+    """`runs/<profile>/<model>/<method>-r<rank>-<dataset>-seed<seed>-<key>` of the cell that `cfg` describes.
+
+    Raises FileNotFoundError if the folder of a local model, on whose content the key depends, is missing.
+    """
+    return Path(cfg.runs_dir) / cfg.profile / cfg.model.name / f"{name(cfg)}-{digest(identity(cfg))}"
+
+
+def name(cfg: DictConfig) -> str:
+    """`<method>-r<rank>-<dataset>-seed<seed>`; rank `all`: the whole pool; a vanilla row has rank 0 and `none`."""
+    vanilla = cfg.method.config is None
+    rank = 0 if vanilla else cfg.method.r or "all"
+    return f"{cfg.method.name}-r{rank}-{'none' if vanilla else cfg.dataset.name}-seed{cfg.seed}"
+
+
+def identity(cfg: DictConfig) -> dict[str, Any]:
+    """All that determines the result of a run: the model, the method, the data, the trainer's settings and the seed."""
+    trainer = _plain(cfg.trainer)
+    base = {"compute_dtype": trainer["compute_dtype"], "quantization": trainer["quantization"]}
+    method = {key: value for key, value in _plain(cfg.method).items() if key != "label"}
+    common = {"model": model_key(cfg.model), "method": method, "seed": cfg.seed}
+    if cfg.method.config is None:
+        return common | base
+    settings = {key: value for key, value in trainer.items() if key not in WITHOUT_EFFECT}
+    return common | {"trainer": settings, "data": _data_identity(cfg)}
+
+
+def model_key(model: DictConfig) -> str:
+    """Eight hex digits that name a base model: of its config, of the content of a local folder, of the code that
+    generates it."""
+    source = _plain(model.source)
+    if source["kind"] == "local":
+        source["path"] = _content_key(Path(source["path"]))
+    if source["kind"] == "generated":
+        source["code"] = micro.key((ROOT / "scripts/cell/pretraining.py").read_text())
+    if source["kind"] == "gguf":
+        source["version"] = package_version(source["distribution"])
+    return digest({"source": source, "architecture": _plain(model.get("architecture") or {})})
+
+
+def digest(value: Any) -> str:
+    """Eight hex digits of a JSON-like value."""
+    return storage.digest(value)[:8]
+
+
+def is_finished(path: Path) -> bool:
+    """Whether `path` holds a run that came to its end: `run.json` is written last."""
+    return (path / "run.json").is_file()
+
+
+@functools.cache  # it will not change, and OmegaConf takes a tenth of a second for each of a table's fifty
+def load(path: Path) -> Run:
+    """The finished run in `path`. Raises FileNotFoundError if there is none."""
+    if not is_finished(path):
+        raise FileNotFoundError(f"{path} is not a finished run; train it first (python -m scripts.train).")
+    cfg = OmegaConf.load(path / "config.yaml")
+    assert isinstance(cfg, DictConfig)
+    return Run(path, cfg, json.loads((path / "run.json").read_text()))
+
+
+def _plain(node: Any) -> Any:
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
+def _data_identity(cfg: DictConfig) -> dict[str, Any]:
+    """The dataset's config, and the checksums of its raw files where they are local: their place does not count."""
+    dataset = {key: value for key, value in _plain(cfg.dataset).items() if key not in ("source", "benchmarks")}
+    source, cache_dir = cfg.dataset.source, Path(cfg.cache_dir)
+    if source.messages is not None:
+        files = {"messages": [Path(source.messages)]}
+    elif cfg.data is None:
+        return dataset | {"upstream": _plain(source.upstream)}
+    else:
+        files = {}
+    try:
+        files = files or find_files(source, locate(source, Path(cfg.data), cache_dir))
+        return dataset | {"files": fingerprint(files, cache_dir)}
+    except FileNotFoundError as missing:  # a plan needs no data; training says what is missing
+        return dataset | {"missing": str(missing)}
+
+
+def _content_key(folder: Path) -> str:
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"model.source.path: {folder} holds no checkpoint (no config.json).")
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return _hash_files(tuple((path, path.stat().st_mtime_ns) for path in files))
+
+
+@functools.cache
+def _hash_files(files: tuple[tuple[Path, int], ...]) -> str:
+    whole = hashlib.sha256()
+    for path, _ in files:
+        whole.update(f"{path.name}:{sha256(path)}\n".encode())
+    return whole.hexdigest()

@@ -1,0 +1,177 @@
+"""The transformers trainer of a cell: its order of examples, its loss, its log."""
+
+import json
+import math
+import resource
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from pyarrow.compute import list_value_length
+from torch.nn.functional import cross_entropy
+from torch.utils.data import Sampler
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from data_prep import storage
+from data_prep.chat import IGNORED
+from data_prep.prepare import Prepared
+from scripts.cell.settings import TrainerSettings, processes
+
+
+class TrainingOrder(Sampler[int]):
+    """The examples of the whole training in one sequence, epoch after epoch, so that a resumed run only skips ahead.
+
+    lengths: tokens per example; grouped: batches hold examples of similar length
+    """
+
+    def __init__(self, lengths: list[int], batch_size: int, steps: int, seed: int, grouped: bool) -> None:
+        self.lengths, self.batch_size, self.seed, self.grouped = lengths, batch_size, seed, grouped
+        self.total = batch_size * steps
+
+    def __len__(self) -> int:
+        return self.total
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed)
+        indices: list[int] = []
+        while len(indices) < self.total:
+            indices += self._epoch(generator)
+        return iter(indices[: self.total])
+
+    def _epoch(self, generator: torch.Generator) -> list[int]:
+        if self.grouped:
+            return get_length_grouped_indices(self.lengths, self.batch_size, generator=generator)
+        return torch.randperm(len(self.lengths), generator=generator).tolist()
+
+
+class CellTrainer(Trainer):
+    """The transformers trainer with the order of `TrainingOrder`, and a stop at the first loss that is not finite."""
+
+    def __init__(self, *, settings: TrainerSettings, data: Prepared, **kwargs: Any) -> None:
+        super().__init__(train_dataset=data.train, eval_dataset=data.validation, **kwargs)
+        self.settings, self.examples = settings, data.train
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> TrainingOrder:
+        s = self.settings
+        return TrainingOrder(lengths(self.examples), s.batch_size, s.max_steps, self.args.seed, s.group_by_length)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # type: ignore[no-untyped-def]
+        """Mean over the labelled tokens of the batch. Logits are made only where some row of the batch has a label."""
+        targets = inputs["labels"][:, 1:]  # (b, t) -> (b, t-1): position i predicts token i+1
+        kept = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)  # (k,) positions
+        outputs = model(
+            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], logits_to_keep=kept
+        )  # logits (b, k, v)
+        total = cross_entropy(outputs.logits.flatten(0, 1).float(), targets[:, kept].flatten(), reduction="sum")
+        if num_items_in_batch is None or not model.training:
+            loss = total / (targets != IGNORED).sum()
+        else:
+            loss = total / num_items_in_batch * processes()  # all processes' labels; their gradients are averaged
+        return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"The loss is {loss.item()} at step {self.state.global_step + 1}; "
+                f"lower trainer.learning_rate (now {self.settings.learning_rate}) and start again."
+            )
+        return loss
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        with torch.random.fork_rng():  # so that how often we look does not change what is trained
+            return super().evaluate(*args, **kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds epochs of the data, seconds since the start (kills left out) and peak memory to what is logged."""
+        self.state.epoch = self.state.global_step * self.settings.batch_size / len(self.examples)
+        logs["seconds"] = round(self._earlier + time.monotonic() - self._started, 2)
+        logs["memory_gib"] = round(peak_memory() / 2**30, 3)
+        super().log(logs, start_time)
+
+    def start(self, checkpoint: Path | None) -> None:
+        """Train from the beginning or from `checkpoint` to the end."""
+        history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"] if checkpoint else []
+        self.args.eval_on_start = checkpoint is None
+        self._earlier, self._started = max((line["seconds"] for line in history), default=0.0), time.monotonic()
+        self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
+class MetricsFile(TrainerCallback):
+    """Keeps `metrics.jsonl` equal to the trainer's history, which is part of the checkpoints: a line per log event."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_begin(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
+        if state.is_world_process_zero:
+            storage.write_text(self.path, "".join(map(_line, state.log_history)))
+
+    def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
+        control.should_log |= control.should_save  # the sum behind the next mean is not part of a checkpoint
+
+    def on_log(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
+        if state.is_world_process_zero:
+            with self.path.open("a") as file:
+                file.write(_line(state.log_history[-1]))
+
+
+def lengths(examples: Dataset) -> list[int]:
+    """Number of tokens of every example, without reading the tokens into Python."""
+    return list_value_length(examples.with_format("arrow")[:]["input_ids"]).to_pylist()
+
+
+def peak_memory() -> int:
+    """Bytes: of the GPU where there is one, else of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def training_arguments(settings: TrainerSettings, seed: int, checkpoints: Path, reporter: str) -> TrainingArguments:
+    cuda = torch.cuda.is_available()
+    arguments = TrainingArguments(
+        output_dir=str(checkpoints),
+        seed=seed,
+        max_steps=settings.max_steps,
+        per_device_train_batch_size=settings.micro_batch_size,
+        per_device_eval_batch_size=settings.micro_batch_size,
+        gradient_accumulation_steps=settings.batch_size // (settings.micro_batch_size * processes()),
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.scheduler,
+        warmup_steps=math.ceil(settings.warmup_ratio * settings.max_steps),
+        optim="paged_adamw_32bit" if cuda else "adamw_torch",
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        bf16=settings.compute_dtype == "bfloat16",
+        tf32=True if cuda else None,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        eval_strategy="steps",
+        eval_steps=settings.eval_steps,
+        prediction_loss_only=True,
+        save_steps=settings.save_steps,
+        save_total_limit=2,  # the one before the last is needed if a kill hits while the last is written
+        logging_steps=settings.logging_steps,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        remove_unused_columns=False,
+        dataloader_pin_memory=cuda,
+        use_cpu=not cuda,
+        ddp_find_unused_parameters=False,
+        report_to=reporter,
+    )
+    arguments._n_gpu = 1  # one process must not spread its batch over all GPUs of the machine (DataParallel)
+    return arguments
+
+
+def _line(entry: dict[str, Any]) -> str:
+    return json.dumps(entry) + "\n"

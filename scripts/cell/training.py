@@ -1,0 +1,194 @@
+"""Training one cell: the model with its adapter, and runs that survive a kill."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from filelock import FileLock
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
+from transformers import (
+    DataCollatorForSeq2Seq,
+    set_seed,
+)
+
+from data_prep import storage
+from data_prep.chat import IGNORED
+from data_prep.prepare import Prepared, prepare
+from data_prep.storage import full_disk_named
+from scripts.cell import runs, tracking
+from scripts.cell.base_model import load_quantized, load_tokenizer
+from scripts.cell.provenance import provenance
+from scripts.cell.settings import TrainerSettings, processes
+from scripts.cell.trainer import CellTrainer, MetricsFile, training_arguments
+
+
+def train(cfg: DictConfig) -> Path:
+    """Train the cell that `cfg` describes, or carry on where a killed run stopped; returns its run directory.
+
+    A finished run is left as it is. A vanilla row has nothing to train: its run is the config alone.
+    Started by `accelerate launch`, all its processes train one cell; only the main one writes.
+    Raises ValueError, FileNotFoundError and other one-sentence errors before anything is written to the run directory,
+    FloatingPointError if the loss is not finite, OSError if the disk is full.
+    """
+    path = runs.run_dir(cfg)
+    PartialState(cpu=not torch.cuda.is_available())  # joins the other processes
+    if _is_done(path):
+        return path
+    settings = TrainerSettings.of(cfg.trainer)
+    if cfg.method.config is None:
+        with _claimed(path, cfg):
+            _finish(path, cfg, {})
+        return path
+    tokenizer = load_tokenizer(cfg.model, cfg.cache_dir)
+    data = prepare(
+        cfg.dataset,
+        tokenizer,
+        data=cfg.data and Path(cfg.data),
+        max_length=settings.max_length,
+        validation_size=settings.validation_size,
+        cache_dir=Path(cfg.cache_dir),
+    )
+    model = adapted_model(cfg)
+    with _claimed(path, cfg):
+        if not _is_done(path):  # another process may have finished it meanwhile
+            _finish(path, cfg, _fit(model, tokenizer, data, settings, cfg, path))
+    return path
+
+
+def adapted_model(cfg: DictConfig) -> PeftModel:
+    """The 4-bit base with a fresh adapter, initialised from `cfg.seed`; only the adapter is trainable.
+
+    Raises ValueError if the method's settings do not fit the model.
+    """
+    config = instantiate(cfg.method.config, _convert_="all")
+    base = prepare_model_for_kbit_training(
+        load_quantized(cfg.model, cfg.trainer, cfg.cache_dir),
+        use_gradient_checkpointing=False,  # the trainer turns it on, in the form that needs no gradient of the input
+    )
+    set_seed(cfg.seed)
+    model = get_peft_model(base, config)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(getattr(torch, cfg.trainer.adapter_dtype))
+    return model
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint; incomplete ones, left by a kill or a full disk, are removed.
+
+    The trainer writes `trainer_state.json` last, so a checkpoint is complete if that file is.
+    """
+    complete = []
+    for path in folder.glob("checkpoint-*"):
+        try:
+            complete.append((json.loads((path / "trainer_state.json").read_text())["global_step"], path))
+        except (OSError, ValueError):
+            shutil.rmtree(path)
+    return max(complete)[1] if complete else None
+
+
+def _fit(
+    model: PeftModel, tokenizer: Any, data: Prepared, settings: TrainerSettings, cfg: DictConfig, path: Path
+) -> dict[str, Any]:
+    """Train, save the adapter, and return what `run.json` says of it."""
+    torch.use_deterministic_algorithms(True, warn_only=True)  # scatter-adds of the CPU, among others
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    checkpoints = path / "checkpoints"
+    main = PartialState().is_main_process
+    with full_disk_named(path), tracking.tracked(cfg, path) if main else nullcontext("none") as reporter:
+        trainer = CellTrainer(
+            settings=settings,
+            data=data,
+            model=model,
+            args=training_arguments(settings, cfg.seed, checkpoints, reporter),
+            data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED, pad_to_multiple_of=8),
+            callbacks=[MetricsFile(path / "metrics.jsonl"), tracking.Throughput()],
+        )
+        with PartialState().main_process_first():  # it removes incomplete checkpoints before the others look
+            last = last_checkpoint(checkpoints)
+        try:
+            trainer.start(last)
+        finally:
+            if main:
+                last_checkpoint(checkpoints)  # leaves no half-written one behind
+        results = _results(trainer.state.log_history, model, data)
+        if main:
+            with storage.new_folder(path / "adapter") as folder:
+                model.save_pretrained(str(folder), save_embedding_layers=False)
+            tracking.summarize(results)
+    return results
+
+
+def _results(history: list[dict[str, float]], model: PeftModel, data: Prepared) -> dict[str, Any]:
+    losses = [line["loss"] for line in history if "loss" in line]
+    eval_losses = [line["eval_loss"] for line in history if "eval_loss" in line]
+    return {
+        "trainable_parameters": model.num_parameters(only_trainable=True),
+        "seconds": max(line["seconds"] for line in history),
+        "metrics": {
+            "first_loss": losses[0],
+            "loss": losses[-1],
+            "first_eval_loss": eval_losses[0],  # of the untrained adapter: the base model's
+            "eval_loss": eval_losses[-1],
+            "memory_gib": max(line["memory_gib"] for line in history),
+        },
+        "data": {"key": data.key, **{k: v for k, v in data.report.items() if k != "broken_rows"}},
+    }
+
+
+@contextmanager
+def _claimed(path: Path, cfg: DictConfig) -> Iterator[None]:
+    """Hold the run directory against other trainings (a second one waits), with its `config.yaml` in place.
+
+    Of the processes of one training the main one holds it for all.
+    """
+    team = PartialState()
+    path.mkdir(parents=True, exist_ok=True)
+    with FileLock(path / ".lock") if team.is_main_process else nullcontext():
+        if team.is_main_process and not (path / "config.yaml").exists():  # its time is that of the first start
+            storage.write_text(path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+        team.wait_for_everyone()
+        yield
+
+
+def _is_done(path: Path) -> bool:
+    if not runs.is_finished(path):
+        return False
+    shutil.rmtree(path / "checkpoints", ignore_errors=True)  # a kill may have come between the two
+    PartialState().print(f"{path} is finished already.")
+    return True
+
+
+def _finish(path: Path, cfg: DictConfig, results: dict[str, Any]) -> None:
+    """Write `run.json`, which makes the run a finished one."""
+    if not PartialState().is_main_process:
+        return
+    started = datetime.fromtimestamp((path / "config.yaml").stat().st_mtime, UTC)
+    storage.write_json(
+        path / "run.json",
+        {
+            "status": "finished",
+            "key": path.name.rpartition("-")[2],
+            "name": runs.name(cfg),
+            "profile": cfg.profile,
+            "model": cfg.model.name,
+            "method": cfg.method.name,
+            "dataset": None if cfg.method.config is None else cfg.dataset.name,
+            "seed": cfg.seed,
+            "processes": processes(),
+            "started": started.isoformat(timespec="seconds"),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            **results,
+            **provenance(),
+        },
+    )
+    shutil.rmtree(path / "checkpoints", ignore_errors=True)
+    print(f"{path} is finished.")

@@ -1,0 +1,1 @@
+"""What a run or a table will take: parameters, memory, operations, hours."""

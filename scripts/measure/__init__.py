@@ -1,0 +1,1 @@
+"""Measured speed: MoS against LoRA, our evaluation against lm-evaluation-harness."""

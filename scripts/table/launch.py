@@ -1,0 +1,109 @@
+"""Runs training cells through Hydra's launcher plugins: local, joblib, and whatever `configs/hydra/launcher` names.
+
+Hydra's own sweeper can only take full products (method x dataset x seed); a resumed table or a search with impossible
+combinations is not one, so the launcher is handed the list of jobs itself.
+"""
+
+import os
+import signal
+import subprocess
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from multiprocessing import get_context
+
+import hydra
+from hydra._internal.callbacks import Callbacks
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.types import HydraContext, RunMode
+from joblib.externals.loky import get_reusable_executor
+from omegaconf import DictConfig
+
+from scripts.command import sentence
+from scripts.config import CONFIGS
+
+# What submitit and Ray raise for a lost worker, by name: neither is imported where it is not used.
+
+
+LOST = {"UncompletedJobError", "WorkerCrashedError", "NodeDiedError", "OutOfMemoryError", "OwnerDiedError"}
+
+
+def launch(common: Sequence[str], jobs: Sequence[Sequence[str]], launcher: str | None, workers: int) -> list[str]:
+    """Train one run per job and wait; finished runs return at once.
+
+    common:   Hydra overrides that all jobs share;  jobs: the overrides of each
+    launcher: a Hydra launcher ("joblib", "slurm", "ray"); None: this machine, `workers` runs at a time
+    returns one line per failed job: its overrides and the error. The others have finished.
+    Raises BrokenExecutor if a worker was killed; the other jobs may not have finished then. OSError if the cluster
+    refuses.
+
+    The launcher runs in a process of its own, so that memory of a GPU is free again when evaluation starts.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_launch, list(common), [list(job) for job in jobs], launcher, workers).result()
+
+
+def _launch(common: list[str], jobs: list[list[str]], launcher: str | None, workers: int) -> list[str]:
+    warnings.filterwarnings("ignore", "(?s).*ConfigStore schema with the same name", UserWarning)  # ray.yaml, Ray's own
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        api = GlobalHydra.instance().hydra
+        assert api is not None
+        chosen = [*common, *_plugin(launcher, workers)]
+        cfg = api.compose_config("config", chosen, run_mode=RunMode.MULTIRUN, with_log_configuration=False)
+        context = HydraContext(config_loader=api.config_loader, callbacks=Callbacks(cfg))
+        plugin = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=train_job, config=cfg)
+        try:
+            returns = plugin.launch([[*common, *job] for job in jobs], initial_job_idx=0)
+        except BrokenExecutor:
+            raise
+        except Exception as error:
+            if type(error).__name__ in LOST:
+                raise BrokenExecutor("The worker was killed.") from None  # others do not survive pickling
+            if isinstance(error, RuntimeError):  # submitit's, of a Slurm that is not there or does not want the job
+                raise OSError(f"launcher={launcher}: {sentence(error)}") from None
+            raise
+        finally:
+            get_reusable_executor().shutdown()  # joblib's idle workers would keep this process for five more minutes
+    return [
+        f"{' '.join(job)}: {sentence(result._return_value)}"
+        for job, result in zip(jobs, returns, strict=True)
+        if result.status != JobStatus.COMPLETED
+    ]
+
+
+def _plugin(launcher: str | None, workers: int) -> list[str]:
+    """The launcher's overrides: plain and in turn for one worker, joblib for several on this machine."""
+    if launcher is not None:
+        return [f"hydra/launcher={launcher}"]
+    return ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={workers}"] if workers > 1 else []
+
+
+def train_job(cfg: DictConfig) -> None:
+    from scripts.cell.training import train  # torch: only where a run is trained
+
+    if "SUBMITIT_FOLDER" in os.environ:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit ignores it, and `scancel` would kill all after a while
+    train(cfg)
+
+
+def settle(folder: str) -> None:
+    """The end of a Slurm job's script. A job whose Python was killed has left no result in `folder`, and on a cluster
+    without accounting submitit would wait for it forever: it goes back to the queue once, and then is a failed one.
+    After the loss of a node Slurm itself starts it again.
+    """
+    import submitit
+    from submitit.core.utils import cloudpickle_dump, temporary_save_path
+
+    os.environ["SUBMITIT_FOLDER"] = folder
+    result = submitit.JobEnvironment().paths.result_pickle
+    if result.exists():
+        return
+    if "SLURM_RESTART_COUNT" not in os.environ:
+        subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
+        return
+    failed = JobReturn(status=JobStatus.FAILED)
+    failed.return_value = RuntimeError(f"The job was killed twice; its output is in {result.parent}.")
+    with temporary_save_path(result) as path:
+        cloudpickle_dump(("success", failed), path)

@@ -1,0 +1,89 @@
+"""What a table says about itself: profile, seeds, item counts, and every setting that is not the paper's."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from scripts.config import compose
+from scripts.table.collect import Result, labels
+
+ORDINARY = {  # these say where, how much and how, not which experiment
+    "profile", "table", "model", "methods", "seeds", "candidates", "limit", "data", "dry", "workers", "launcher",
+    "gpus", "engine", "wandb", "runs_dir", "cache_dir", "results_dir", "hydra",
+}  # fmt: skip
+COMPARED = ("trainer", "evaluation", "benchmark")  # the sections in which a profile differs from the paper's
+IRRELEVANT = re.compile(r"benchmark\.\w+\.(source|stops)|trainer\.(logging|eval|save)_steps")  # to a score
+
+
+def changes(overrides: Sequence[str]) -> list[str]:
+    """The overrides that make this another experiment than the profile's, sorted."""
+    return sorted(o for o in overrides if re.split(r"[.=@/]", o.lstrip("+~"))[0] not in ORDINARY)
+
+
+def variant(overrides: Sequence[str]) -> str:
+    """A folder of its own for such an experiment, so that it never overwrites the profile's table; else ''."""
+    return re.sub(r"[^\w.=+-]+", "_", "+".join(changes(overrides)))
+
+
+def of(cfg: DictConfig, overrides: Sequence[str], found: Sequence[Result]) -> list[str]:
+    """The notes under a table."""
+    names = labels(found)
+    counts = {names[b]: m["items"] for result in found for b, m in result.metrics.items()}
+    examples = {r.cell.dataset: r.run.info["data"]["train"] for r in found if r.cell.dataset}
+    seeds = ", ".join(map(str, cfg.seeds))
+    notes = [
+        f"Profile `{cfg.profile}`, base model `{cfg.model.name}`. Seeds: {seeds}"
+        + (" (mean ± standard deviation; vanilla rows: the first)." if len(cfg.seeds) > 1 else "."),
+        "Items: " + ", ".join(f"{name} {count:,}" for name, count in counts.items()) + ".",
+    ]
+    if examples:
+        notes.append("Training examples: " + ", ".join(f"{n} {count:,}" for n, count in examples.items()) + ".")
+    if changed := changes(overrides):
+        notes.append("Overrides: " + ", ".join(f"`{change}`" for change in changed) + ".")
+    if scaled := differences(cfg):
+        notes.append("Other than the paper's setting (in brackets): " + "; ".join(scaled) + ".")
+    if "tydiqa" in names and names["tydiqa"] != "TyDi QA":
+        notes.append(
+            f"The columns {names['tydiqa']} stand where the paper has TyDi QA, and are not comparable with it."
+        )
+    return [*notes, *cfg.table.get("notes", [])]
+
+
+def differences(cfg: DictConfig) -> list[str]:
+    """The settings of training and evaluation in which `cfg` is not the paper profile."""
+    paper = compose(["profile=paper", f"table={cfg.table.name}"])
+    ours, theirs = _flat(cfg), _flat(paper)
+    return [
+        f"{key} {ours.get(key)} ({theirs.get(key)})" for key in {**theirs, **ours} if ours.get(key) != theirs.get(key)
+    ]
+
+
+def times(found: Sequence[Result]) -> dict[str, Any]:
+    """Seconds per cell, and their sums; measured on whatever else the machine did."""
+    cells = {result.cell.path.name: result.seconds for result in found}
+    training = sum(seconds["training"] for seconds in cells.values())
+    return {
+        "training_seconds": round(training, 2),
+        "evaluation_seconds": round(sum(sum(seconds.values()) for seconds in cells.values()) - training, 2),
+        "cells": cells,
+    }
+
+
+def _flat(cfg: DictConfig) -> dict[str, Any]:
+    shown = {column.split("_")[0] for column in cfg.table.columns}
+    found: dict[str, Any] = {"limit": cfg.limit or "all"}
+    for section in COMPARED:
+        found |= _leaves(section, OmegaConf.to_container(cfg[section], resolve=True))
+    return {
+        key: value
+        for key, value in found.items()
+        if not IRRELEVANT.match(key) and (not key.startswith("benchmark.") or key.split(".")[1] in shown)
+    }
+
+
+def _leaves(prefix: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return {prefix: value}
+    return {name: leaf for key, child in value.items() for name, leaf in _leaves(f"{prefix}.{key}", child).items()}

@@ -1,0 +1,161 @@
+"""A table as Markdown and CSV: measured beside the paper's numbers.
+
+The output depends on the scores alone: no times, dates or paths, so the same runs give the same bytes.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from scripts.table import statistics
+from scripts.table.grid import Row
+from scripts.table.paper import long_form
+from scripts.table.summary import AVERAGE, Entry, reported
+
+LABELS = {"mmlu": "MMLU", "bbh": "BBH", "gsm8k": "GSM8K", "tydiqa": "TyDi QA", "humaneval": "HumanEval"}
+METRICS = {"tydiqa_f1": " F1", "tydiqa_em": " EM", "humaneval": " P@1"}
+
+
+def titles(columns: Sequence[str], labels: Mapping[str, str]) -> dict[str, str]:
+    """Headings of the columns; `labels` by benchmark, where its data has another name than the paper's benchmark."""
+    names = LABELS | dict(labels)
+    return {column: names[column.split("_")[0]] + METRICS.get(column, "") for column in columns} | {AVERAGE: "Avg."}
+
+
+def markdown(
+    title: str,
+    rows: Sequence[Row],
+    columns: Sequence[str],
+    summary: pd.DataFrame,
+    paper: pd.DataFrame,
+    head: Mapping[str, str],
+    notes: Sequence[str],
+) -> str:
+    """The table as Markdown: two lines per row, the measured and the paper's, then intervals, comparisons and notes.
+
+    head: headings of the columns, as `titles` gives them.
+    """
+    shown = [*columns, AVERAGE]
+    lines = grid_lines(rows, shown, summary, paper)
+    table = _pipe(["Method", "Rank", "Source", "# Param.", *(head[c] for c in shown)], lines)
+    intervals = _pipe(["Method", "Rank", *(head[c] for c in shown)], interval_lines(rows, shown, summary))
+    copied = "paper†: copied by the paper from PRoLoRA (Wang et al., 2024b)."
+    notes = [*notes, copied] if "true" in set(paper.copied_from_prolora) else notes
+    parts = [f"# {title}", table, "## Notes", "\n".join(f"- {note}" for note in [*notes, *_comparison_notes(summary)])]
+    if not summary.empty:
+        parts += ["## 95% confidence intervals (bootstrap over items, measured)", intervals]
+    return "\n\n".join(parts) + "\n"
+
+
+def grid_lines(
+    rows: Sequence[Row], shown: Sequence[str], summary: pd.DataFrame, paper: pd.DataFrame
+) -> list[list[str]]:
+    """The cells of the table, two lines per row: label, rank, source, parameters and the `shown` columns as text."""
+    lines = []
+    for row in rows:
+        printed = paper.loc[(row.label, row.rank or "")]
+        mark = "†" if printed["copied_from_prolora"] == "true" else ""
+        best = reported(summary, row)
+        if best.empty:
+            measured = [row.rank or "-", "measured", "-", *(["not run"] + [""] * (len(shown) - 1))]
+        else:
+            measured = [_rank(row, best), "measured", _params(best), *(_cell(best.loc[c]) for c in shown)]
+        lines.append([row.label, *measured])
+        lines.append([row.label, row.rank or "-", f"paper{mark}", printed["params"] or "-", *printed[list(shown)]])
+    return lines
+
+
+def interval_lines(rows: Sequence[Row], shown: Sequence[str], summary: pd.DataFrame) -> list[list[str]]:
+    """Label, rank and the 95% interval of each `shown` column, of the rows that ran."""
+    lines = []
+    for row in rows:
+        best = reported(summary, row)
+        if not best.empty:
+            cells = [f"{best.loc[c, 'ci_low']:.1f} to {best.loc[c, 'ci_high']:.1f}" for c in shown]
+            lines.append([row.label, _rank(row, best), *cells])
+    return lines
+
+
+def _rank(row: Row, best: pd.DataFrame) -> str:
+    rank = best["r"].iloc[0]
+    if pd.isna(rank):
+        return "-"
+    return str(int(rank)) if row.rank == str(int(rank)) else f"{int(rank)} (of {row.rank})"
+
+
+def _params(best: pd.DataFrame) -> str:
+    params = best["params"].iloc[0]
+    return "-" if pd.isna(params) else f"{int(params):,}"
+
+
+def _cell(line: pd.Series) -> str:
+    text = f"{line['value']:.2f}" + ("" if pd.isna(line["std"]) else f" ± {line['std']:.2f}")
+    return f"{text} {_mark(line)}".rstrip()
+
+
+def _mark(line: pd.Series) -> str:
+    if pd.isna(line["p_holm"]) or line["p_holm"] >= statistics.LEVEL:
+        return ""
+    return "▲" if line["difference"] > 0 else "▼"
+
+
+def _comparison_notes(summary: pd.DataFrame) -> list[str]:
+    tested = summary[summary.p_holm.notna()]
+    if tested.empty:
+        return ["No paired test: no row was run together with the LoRA of its budget."]
+    marked = tested[tested.p_holm < statistics.LEVEL]
+    notes = [
+        f"▲ better, ▼ worse than LoRA at the same budget: paired sign-flip test over items, Holm-adjusted over the "
+        f"{len(tested)} comparisons of this table, 5% level. {len(marked)} of {len(tested)} are significant; an "
+        "unmarked number in a tested row is *not* significantly different."
+    ]
+    for (label, rank, against), lines in tested.groupby(["label", "rank", "against"], sort=False):
+        average = lines.set_index("column").loc[AVERAGE]
+        notes.append(
+            f"{f'{label} {rank}'.strip()} against `{against}`: Avg. {average['difference']:+.2f}, "
+            f"adjusted p = {average['p_holm']:.3f}."
+        )
+    return notes
+
+
+def candidate_notes(rows: Sequence[Row], summary: pd.DataFrame) -> list[str]:
+    """Which candidate of each several-candidate row is reported, and what the others reached."""
+    averages = summary[summary.column == AVERAGE]
+    notes = []
+    for row in rows:
+        lines = averages[(averages.label == row.label) & (averages["rank"] == (row.rank or ""))]
+        if "/" in (row.rank or "") and not lines.empty:
+            reached = ", ".join(f"`{m}` {v:.2f}" for m, v in zip(lines.method, lines.value, strict=True))
+            won = lines.method[lines.won.astype(bool)].iloc[0]
+            only = " (the only one run)" if len(lines) == 1 else ", chosen by Avg. over seeds"
+            notes.append(f"{row.label} {row.rank}: reported `{won}`{only}. Avg.: {reached}.")
+    return notes
+
+
+def _pipe(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    body = [head, ["---"] * len(head), *lines]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in body)
+
+
+def csv(table: str, summary: pd.DataFrame, entries: Mapping[str, Entry], paper: pd.DataFrame) -> str:
+    """The table in long format: each seed's score, the mean over seeds with its statistics, and the paper's numbers."""
+    means = summary.assign(seed="mean")
+    seeds = [
+        means[(means.method == entry.method) & (means.column == column)]
+        .drop(columns=["std", "ci_low", "ci_high", "against", "difference", "p", "p_holm"])  # these are over seeds
+        .assign(seed=str(seed), value=value)
+        for entry in entries.values()
+        for seed, scores in entry.scores.assign(**{AVERAGE: entry.scores.mean(axis=1)}).iterrows()
+        for column, value in scores.items()
+    ]
+    measured = pd.concat([means, *seeds]).drop(columns="seeds").assign(source="measured")
+    whole = ["r", "params", "n_items"]
+    measured[whole] = measured[whole].astype("Int64").astype(object)
+    frame = pd.concat([measured, long_form(paper)]).assign(table=table)
+    return str(frame[CSV].to_csv(index=False, float_format="%.4f", lineterminator="\n"))
+
+
+CSV = [
+    "table", "source", "label", "rank", "method", "r", "params", "won", "seed", "column", "value", "std", "n_items",
+    "ci_low", "ci_high", "against", "difference", "p", "p_holm",
+]  # fmt: skip

@@ -1,0 +1,119 @@
+"""What a table says of the measured side: values, spreads, intervals and comparisons."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from scripts.table import statistics
+from scripts.table.grid import Row
+
+AVERAGE = "avg"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What one method reached, over all seeds."""
+
+    method: str
+    rank: int | None
+    params: int | None  # counted, trainable
+    scores: pd.DataFrame  # index seed, a column per table column, percent
+    items: Mapping[str, pd.DataFrame]  # benchmark -> index item id; `task` and table columns, percent, mean over seeds
+
+    @property
+    def average(self) -> float:
+        """Mean over the columns of the means over seeds."""
+        return float(self.scores.mean().mean())
+
+
+def summarise(
+    rows: Sequence[Row], columns: Sequence[str], entries: Mapping[str, Entry], per_task: Collection[str]
+) -> pd.DataFrame:
+    """Everything the table says of the measured side: one line per (row, candidate, column or average).
+
+    per_task: benchmarks whose score is a mean over tasks or languages; the others are means over items.
+    The better candidate of a row is the one with the higher average over its seeds, as the paper reports it.
+    The p-values are Holm-adjusted over all comparisons of the reported candidates of this table.
+    """
+    lines = []
+    for row in rows:
+        run = [entries[method] for method in row.methods if method in entries]
+        won = better(run) if run else None
+        for entry in run:
+            base = entries.get(row.against or "")
+            for column in [*columns, AVERAGE]:
+                pick = partial(strata, column=column, columns=columns, per_task=per_task)
+                lines.append(_line(row, entry, column, base, pick) | {"won": entry is won})
+    frame = pd.DataFrame(lines, columns=LINE)
+    tested = frame.index[frame.won & frame.p.notna()]
+    frame["p_holm"] = np.nan
+    frame.loc[tested, "p_holm"] = statistics.holm(list(frame.loc[tested, "p"]))
+    return frame
+
+
+def better(candidates: Sequence[Entry]) -> Entry:
+    """The candidate of a row that the table reports: the one with the higher average over its seeds."""
+    return max(candidates, key=lambda entry: entry.average)
+
+
+LINE = [
+    "label", "rank", "method", "r", "params", "won", "column", "value", "std", "seeds", "n_items", "ci_low", "ci_high",
+    "against", "difference", "p",
+]  # fmt: skip
+
+
+def _line(
+    row: Row, entry: Entry, column: str, base: Entry | None, pick: Callable[..., statistics.Strata]
+) -> dict[str, Any]:
+    per_seed = entry.scores.mean(axis=1) if column == AVERAGE else entry.scores[column]
+    value, std = statistics.spread(list(per_seed))
+    low, high = statistics.interval(pick(entry.items))
+    line = {
+        "label": row.label, "rank": row.rank or "", "method": entry.method, "r": entry.rank, "params": entry.params,
+        "column": column, "value": value, "std": std, "seeds": len(entry.scores),
+        "n_items": _count(entry.items, column), "ci_low": low, "ci_high": high,
+    }  # fmt: skip
+    if base is None or base is entry or not same_items(entry, base):
+        return line | {"against": None, "difference": np.nan, "p": np.nan}
+    differences = {b: difference(entry.items[b], base.items[b]) for b in entry.items}
+    parts = pick(differences)
+    return line | {"against": base.method, "difference": statistics.score(parts), "p": statistics.p_value(parts)}
+
+
+def strata(
+    items: Mapping[str, pd.DataFrame], column: str, columns: Sequence[str], per_task: Collection[str]
+) -> statistics.Strata:
+    """Strata of one column, or of the average: there, columns over the same items (TyDi QA's two) are added first."""
+    wanted = columns if column == AVERAGE else [column]
+    parts = []
+    for benchmark, frame in items.items():
+        own = [c for c in wanted if c in frame]
+        if own:
+            values = frame[own].sum(axis=1).to_numpy(float) / len(wanted)
+            parts += statistics.strata(values, frame["task"].to_numpy(str), benchmark in per_task)
+    return parts
+
+
+def difference(frame: pd.DataFrame, base: pd.DataFrame) -> pd.DataFrame:
+    """Item by item, `frame` less `base`: of two entries on the same items."""
+    scores = frame.columns.drop("task")
+    return (frame[scores] - base.loc[frame.index, scores]).assign(task=frame["task"])
+
+
+def same_items(entry: Entry, base: Entry) -> bool:
+    """Whether both were tested on the same items, so that they can be paired."""
+    return all(set(entry.items[b].index) == set(base.items[b].index) for b in entry.items)
+
+
+def _count(items: Mapping[str, pd.DataFrame], column: str) -> int:
+    return sum(len(frame) for frame in items.values() if column == AVERAGE or column in frame)
+
+
+def reported(summary: pd.DataFrame, row: Row) -> pd.DataFrame:
+    """The lines of the row's better candidate, indexed by column; empty where the row did not run."""
+    mine = (summary.label == row.label) & (summary["rank"] == (row.rank or "")) & summary.won.astype(bool)
+    return summary[mine].set_index("column")

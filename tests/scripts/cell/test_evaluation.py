@@ -1,0 +1,102 @@
+"""`scripts.evaluate` and `scripts.cell.evaluation`, with transformers on a tiny model and tiny benchmarks."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts.cell import runs, training
+from scripts.cell.evaluation import evaluate_runs, lora, scores
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    gsm8k = root / "eval" / "gsm8k"
+    gsm8k.mkdir(parents=True)
+    rows = [{"question": f"What is {i} and {i}?", "answer": f"#### {2 * i}"} for i in range(6)]
+    (gsm8k / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return root
+
+
+@pytest.fixture
+def cfg(tiny, data):
+    return tiny(
+        f"data={data}",
+        "engine=hf",
+        "limit=4",
+        "benchmark=[gsm8k,mmlu]",
+        "benchmark.gsm8k.shots=0",
+        "evaluation.max_new_tokens=8",
+    )
+
+
+@pytest.fixture
+def run(tiny):
+    return training.train(tiny())
+
+
+def test_a_trained_run_is_exported_evaluated_and_not_evaluated_again(cfg, run):
+    (folder,) = evaluate_runs(cfg, {run: ["gsm8k"]})[run]
+    assert folder.parent == run / "eval"
+    assert 0.0 <= scores(folder)["gsm8k"] <= 100.0
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert (metrics["items"], metrics["engine"]["name"], metrics["engine"]["dtype"]) == (4, "hf", "float32")
+    exported = run / "lora" / "adapter_model.safetensors"
+    assert lora(runs.load(run)) == exported.parent
+    before = exported.stat().st_mtime_ns, (folder / "metrics.json").stat().st_mtime_ns
+    cfg.engine._target_ = "nowhere.Engine"  # it must not be needed
+    assert evaluate_runs(cfg, {run: ["gsm8k"]}) == {run: [folder]}
+    assert before == (exported.stat().st_mtime_ns, (folder / "metrics.json").stat().st_mtime_ns)
+
+
+def test_an_evaluation_goes_to_w_and_b_once(cfg, run, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for _ in range(2):
+        evaluate_runs(cfg, {run: ["gsm8k"]})
+        assert len(list(run.glob("wandb/offline-run-*"))) == 1
+
+
+def test_runs_on_different_base_models_are_refused(cfg, tiny, run):
+    other = training.train(tiny("trainer.quantization.double_quantization=false"))
+    with pytest.raises(ValueError, match="must share their base model"):
+        evaluate_runs(cfg, {run: ["gsm8k"], other: ["gsm8k"]})
+
+
+def test_what_is_missing_is_named(cfg, run, tmp_path):
+    with pytest.raises(FileNotFoundError, match="is not a finished run; train it first"):
+        evaluate_runs(cfg, {tmp_path: ["gsm8k"]})
+    with pytest.raises(ValueError, match=r"Benchmark 'bbh' is not among benchmark=\[gsm8k,mmlu\]"):
+        evaluate_runs(cfg, {run: ["bbh"]})
+    with pytest.raises(FileNotFoundError, match="eval/mmlu is not a folder"):
+        evaluate_runs(cfg, {run: ["mmlu"]})
+
+
+def test_the_command_line_takes_the_benchmarks_of_the_training_set(cfg, run, data, tiny_cell):
+    cache = next(override for override in tiny_cell if override.startswith("cache_dir="))
+    small = ("benchmark.gsm8k.shots=0", "evaluation.max_new_tokens=8", "limit=2", "engine=hf", "profile=smol")
+    command = [sys.executable, "-m", "scripts.evaluate", f"runs=[{run}]", f"data={data}", cache, *small]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "gsm8k" in done.stdout
+    assert [folder.name.split("-")[0] for folder in (run / "eval").iterdir()] == ["gsm8k"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([], "error: runs=[] names no run"),
+        (["runs=[no/where]"], "error: no/where is not a finished run; train it first"),
+        (["benchmark=[gsm]"], "error: Unknown benchmark 'gsm'"),
+    ],
+)
+def test_errors_are_one_line(overrides, message):
+    command = [sys.executable, "-m", "scripts.evaluate", *overrides]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,181 @@
+"""The rendered table, on made-up scores; the paper's numbers, against their own averages."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from scripts.config import ROOT, choices, compose
+from scripts.table import render
+from scripts.table.grid import Row
+from scripts.table.paper import PRINTED, load_paper
+from scripts.table.plot import plot
+from scripts.table.summary import Entry, summarise
+
+COLUMNS = ["bbh", "tydiqa_f1", "tydiqa_em"]
+ROWS = [
+    Row("LoRA", "2", ("lora_r2",), None),
+    Row("VeRA", "256", (), "lora_r2"),
+    Row("MoS", "4/8", ("mos_r4", "mos_r8"), "lora_r2"),
+]
+PER_TASK = {"bbh", "tydiqa"}
+
+
+def entry(method: str, rank: int, bbh: float, tydiqa: float, seeds: int = 1) -> Entry:
+    """`bbh` percent of 100 items in two tasks, `tydiqa` of 40 in two languages (EM half of F1); seeds 1 point apart."""
+
+    def frame(share: float, count: int, **columns: float) -> pd.DataFrame:
+        right = np.arange(count) % 20 < share / 5
+        tasks = np.repeat(["a", "b"], count // 2)
+        scores = {column: right * 100.0 * weight for column, weight in columns.items()}
+        return pd.DataFrame({"task": tasks, **scores}, index=[f"item {i}" for i in range(count)])
+
+    scores = {"bbh": bbh, "tydiqa_f1": tydiqa, "tydiqa_em": tydiqa / 2}
+    return Entry(
+        method,
+        rank,
+        1234567,
+        pd.DataFrame([{c: value + seed for c, value in scores.items()} for seed in range(seeds)], index=range(seeds)),
+        {"bbh": frame(bbh, 100, bbh=1), "tydiqa": frame(tydiqa, 40, tydiqa_f1=1, tydiqa_em=0.5)},
+    )
+
+
+@pytest.fixture
+def paper(tmp_path: Path) -> pd.DataFrame:
+    path = tmp_path / "paper.csv"
+    path.write_text(
+        "source,label,rank,params,bbh,tydiqa_f1,tydiqa_em,avg,copied_from_prolora\n"
+        "paper,LoRA,2,5.00M,36.22,48.67,35.70,40.20,true\n"
+        "paper,VeRA,256,1.42M,35.10,48.39,36.38,39.96,false\n"
+        "paper,MoS,4/8,5.00M,37.29,50.21,37.19,41.56,false\n"
+    )
+    return load_paper(path)
+
+
+@pytest.fixture
+def entries() -> dict[str, Entry]:
+    return {
+        "lora_r2": entry("lora_r2", 2, 20, 40),
+        "mos_r4": entry("mos_r4", 4, 25, 40),
+        "mos_r8": entry("mos_r8", 8, 70, 40),
+    }
+
+
+def test_markdown_word_for_word(entries: dict[str, Entry], paper: pd.DataFrame) -> None:
+    summary = summarise(ROWS, COLUMNS, entries, PER_TASK)
+    head = render.titles(COLUMNS, {"tydiqa": "XQuAD"})
+    notes = ["A note.", *render.candidate_notes(ROWS, summary)]
+    text = render.markdown("Table X", ROWS, COLUMNS, summary, paper, head, notes)
+    assert text.startswith(
+        """# Table X
+
+| Method | Rank | Source | # Param. | BBH | XQuAD F1 | XQuAD EM | Avg. |
+| --- | --- | --- | --- | --- | --- | --- | --- |
+| LoRA | 2 | measured | 1,234,567 | 20.00 | 40.00 | 20.00 | 26.67 |
+| LoRA | 2 | paper† | 5.00M | 36.22 | 48.67 | 35.70 | 40.20 |
+| VeRA | 256 | measured | - | not run |  |  |  |
+| VeRA | 256 | paper | 1.42M | 35.10 | 48.39 | 36.38 | 39.96 |
+| MoS | 8 (of 4/8) | measured | 1,234,567 | 70.00 ▲ | 40.00 | 20.00 | 43.33 ▲ |
+| MoS | 4/8 | paper | 5.00M | 37.29 | 50.21 | 37.19 | 41.56 |
+
+## Notes
+
+- A note.
+- MoS 4/8: reported `mos_r8`, chosen by Avg. over seeds. Avg.: `mos_r4` 28.33, `mos_r8` 43.33.
+- paper†: copied by the paper from PRoLoRA (Wang et al., 2024b).
+"""
+    )
+    assert "Holm-adjusted over the 4 comparisons of this table, 5% level. 2 of 4 are significant" in text
+    assert "- MoS 4/8 against `lora_r2`: Avg. +16.67, adjusted p = " in text
+    assert "| MoS | 8 (of 4/8) | " in text.split("## 95% confidence intervals")[1]
+
+
+def test_a_worse_row_is_marked_as_worse(paper: pd.DataFrame) -> None:
+    pair = {"lora_r2": entry("lora_r2", 2, 70, 40), "mos_r4": entry("mos_r4", 4, 20, 40)}
+    summary = summarise(ROWS, COLUMNS, pair, PER_TASK)
+    text = render.markdown("T", ROWS, COLUMNS, summary, paper, render.titles(COLUMNS, {}), [])
+    assert "| MoS | 4 (of 4/8) | measured | 1,234,567 | 20.00 ▼ | 40.00 | 20.00 | 26.67 ▼ |" in text
+
+
+def test_seeds_give_mean_and_deviation_and_the_candidate_is_chosen_by_the_mean(paper: pd.DataFrame) -> None:
+    found = {"mos_r4": entry("mos_r4", 4, 30, 50, seeds=2), "mos_r8": entry("mos_r8", 8, 30, 45, seeds=2)}
+    summary = summarise(ROWS, COLUMNS, found, PER_TASK)
+    text = render.markdown("T", ROWS, COLUMNS, summary, paper, render.titles(COLUMNS, {}), [])
+    assert (
+        "| MoS | 4 (of 4/8) | measured | 1,234,567 | 30.50 ± 0.71 | 50.50 ± 0.71 | 25.50 ± 0.71 | 35.50 ± 0.71 |"
+        in text
+    )
+    assert "No paired test" in text
+
+
+def test_rows_on_other_items_are_not_compared(entries: dict[str, Entry]) -> None:
+    entries["lora_r2"].items["bbh"].index = [f"other {i}" for i in range(100)]
+    assert summarise(ROWS, COLUMNS, entries, PER_TASK).p.isna().all()
+
+
+def test_csv_keeps_both_candidates_each_seed_and_the_paper(paper: pd.DataFrame) -> None:
+    found = {"mos_r4": entry("mos_r4", 4, 30, 50, seeds=2), "mos_r8": entry("mos_r8", 8, 30, 45, seeds=2)}
+    summary = summarise(ROWS, COLUMNS, found, PER_TASK)
+    frame = pd.read_csv(io.StringIO(render.csv("table2", summary, found, paper)), dtype=str, keep_default_na=False)
+    measured, printed = frame[frame.source == "measured"], frame[frame.source == "paper"]
+    assert len(measured) == 2 * 4 * 3  # candidates x (columns and average) x (two seeds and their mean)
+    assert len(printed) == 3 * 4
+    best = measured[(measured.method == "mos_r4") & (measured.column == "avg")].set_index("seed")
+    assert list(best.value) == ["35.5000", "35.0000", "36.0000"]
+    assert list(best.won) == ["True"] * 3
+    assert best.loc["mean", "std"] == "0.7071"
+    assert best.loc["mean", "n_items"] == "140"
+    assert list(printed[printed.label == "VeRA"].value) == ["35.1000", "48.3900", "36.3800", "39.9600"]
+
+
+def test_the_same_scores_give_the_same_bytes(entries: dict[str, Entry], paper: pd.DataFrame) -> None:
+    def everything() -> tuple[str, bytes]:
+        summary = summarise(ROWS, COLUMNS, entries, PER_TASK)
+        return render.csv("t", summary, entries, paper), plot("t", ROWS, summary, paper)
+
+    first, second = everything(), everything()
+    assert first == second
+    assert first[1].startswith(b"\x89PNG")
+
+
+def test_without_any_run_every_row_says_so(paper: pd.DataFrame) -> None:
+    summary = summarise(ROWS, COLUMNS, {}, PER_TASK)
+    text = render.markdown("T", ROWS, COLUMNS, summary, paper, render.titles(COLUMNS, {}), [])
+    assert text.count("not run") == 3
+
+
+@pytest.mark.parametrize("table", ["table1", "table2", "table3"])
+def test_the_paper_s_averages_are_those_of_its_columns(table: str) -> None:
+    paper = load_paper(PRINTED / f"{table}.csv")
+    scores = paper.drop(columns=["source", "params", "avg", "copied_from_prolora"]).astype(float)
+    assert (scores.mean(axis=1) - paper.avg.astype(float)).abs().max() <= 0.0101
+    assert set(paper.source) == {"paper"}
+
+
+@pytest.mark.parametrize("table", ["table1", "table2", "table3"])
+def test_every_row_of_a_table_has_the_paper_s_numbers(table: str) -> None:
+
+    cfg = compose([f"table={table}"])
+    paper = load_paper(PRINTED / f"{table}.csv")
+    assert [(row.label, row.rank or "") for row in cfg.table.rows] == list(paper.index)
+    assert set(cfg.table.columns) <= set(paper.columns)
+
+
+def test_the_paper_s_numbers_are_those_given() -> None:
+    import json
+
+    given = ROOT.parent / "shared" / "reference" / "paper_tables.json"
+    if not given.exists():
+        pytest.skip(f"{given} is only there where the reference material is")
+    for table, rows in json.loads(given.read_text()).items():
+        paper = load_paper(PRINTED / f"{table}.csv")
+        for row, (_, ours) in zip(rows, paper.iterrows(), strict=True):
+            scores = {column: value for column, value in row["scores"].items() if value is not None}
+            assert {column: float(ours[column]) for column in scores} == scores
+            assert (float(ours["avg"]), ours["params"] or None) == (row["avg"], row["params"])
+
+
+def test_no_profile_writes_its_tables_over_the_paper_s_numbers() -> None:
+    assert PRINTED not in [ROOT / "results" / profile for profile in choices("profile")]
