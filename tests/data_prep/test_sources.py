@@ -54,18 +54,106 @@ def test_a_missing_local_folder_is_named(tmp_path):
         sources.locate(source(), tmp_path, tmp_path)
 
 
+# finding files
+
+
+def touch(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(CONTENT)
+
+
+def names(paths):
+    return [path.name for path in paths]
+
+
 def test_the_first_accepted_name_that_exists_is_used(tmp_path):
-    for name in ("old2.jsonl", "old1.jsonl"):
-        (tmp_path / name).write_bytes(CONTENT)
-    found = sources.find_files(source(), tmp_path)["rows"]
-    assert [path.name for path in found] == ["old1.jsonl", "old2.jsonl"]
-    (tmp_path / "new.jsonl").write_bytes(CONTENT)
-    assert [path.name for path in sources.find_files(source(), tmp_path)["rows"]] == ["new.jsonl"]
+    touch(tmp_path, "old2.jsonl", "old1.jsonl")
+    assert names(sources.find_files(source(), tmp_path)["rows"]) == ["old1.jsonl", "old2.jsonl"]
+    touch(tmp_path, "new.jsonl")
+    assert names(sources.find_files(source(), tmp_path)["rows"]) == ["new.jsonl"]
+
+
+def test_of_two_accepted_names_the_log_says_which_is_left_out(tmp_path, caplog):
+    touch(tmp_path, "new.jsonl", "old1.jsonl", "old2.jsonl")
+    sources.find_files(source(), tmp_path)
+    assert f"rows: using new.jsonl in {tmp_path}; left out: old1.jsonl, old2.jsonl" in caplog.text
+
+
+def test_a_single_candidate_says_nothing(tmp_path, caplog):
+    touch(tmp_path, "old1.jsonl")
+    sources.find_files(source(), tmp_path)
+    assert caplog.text == ""
 
 
 def test_a_role_without_file_is_named_with_all_accepted_names(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"No new\.jsonl or old\*\.jsonl \(rows\) in"):
         sources.find_files(source(), tmp_path)
+
+
+LEFTOVERS = [
+    "._a.json",  # macOS, beside each file on foreign disks and in archives
+    ".a.json",
+    ".#a.json",  # Emacs' lock
+    "#a.json#",
+    "a.json~",
+    "a.json.part",
+    "a.json.crdownload",
+    "a.json.bak",
+    ".DS_Store",
+    "Thumbs.db",
+    "desktop.ini",
+]
+
+
+@pytest.mark.parametrize("name", LEFTOVERS)
+def test_what_systems_and_editors_leave_behind_is_no_data(tmp_path, caplog, name):
+    touch(tmp_path, "tasks/a.json", f"tasks/{name}")
+    assert names(sources.listed(tmp_path, "tasks/*")) == ["a.json"]
+    assert f"Left out in {tmp_path}: tasks/{name}" in caplog.text
+
+
+def test_leftovers_in_a_folder_of_an_archive_are_left_out(tmp_path):
+    touch(tmp_path, "__MACOSX/a.json", ".ipynb_checkpoints/a.json", "tasks/a.json")
+    assert sources.listed(tmp_path, "*/*.json") == [tmp_path / "tasks/a.json"]
+
+
+def test_folders_and_links_to_nothing_are_left_out(tmp_path, caplog):
+    touch(tmp_path, "a.json", "folder.json/a.txt")
+    (tmp_path / "link.json").symlink_to(tmp_path / "gone.json")
+    (tmp_path / "good.json").symlink_to(tmp_path / "a.json")
+    assert names(sources.listed(tmp_path, "*.json")) == ["a.json", "good.json"]
+    assert "folder.json, link.json" in caplog.text
+
+
+def test_many_leftovers_are_counted_not_listed(tmp_path, caplog):
+    touch(tmp_path, "a.json", *(f"._{number}.json" for number in range(30)))
+    assert names(sources.listed(tmp_path, "*.json")) == ["a.json"]
+    assert "and 25 more" in caplog.text
+
+
+def test_a_whole_name_is_taken_as_it_is(tmp_path, caplog):
+    touch(tmp_path, "rows.bak")
+    assert names(sources.listed(tmp_path, "rows.bak")) == ["rows.bak"]
+    assert sources.listed(tmp_path, "other.bak") == []
+
+
+def test_only_leftovers_are_no_data(tmp_path):
+    touch(tmp_path, "old.jsonl.part", "._old.jsonl")
+    with pytest.raises(FileNotFoundError, match=r"No new\.jsonl or old\*\.jsonl \(rows\)"):
+        sources.find_files(source(), tmp_path)
+
+
+def test_a_role_of_one_file_refuses_several(tmp_path):
+    touch(tmp_path, "old1.jsonl", "old2.jsonl")
+    files = sources.find_files(source(), tmp_path)
+    with pytest.raises(
+        ValueError, match=r"rows must be one file, but 2 match: old1\.jsonl, old2\.jsonl.*source\.files\.rows"
+    ):
+        sources.single(files, "rows")
+
+
+# downloads
 
 
 def test_a_download_is_made_once(tmp_path, remote):
