@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from data_prep.chat import IGNORED, encode
 from data_prep.files import Tally
-from data_prep.readers.rows import Row
+from data_prep.readers.conversation import Conversation
 from data_prep.sources import Files, find_files, fingerprint, locate
 from data_prep.storage import digest, made_once, write_json
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 VERSION = 1  # raise it when code changes what is prepared from the same files
 SPLIT_SEED = 42
 MESSAGES_READER = {"_target_": "data_prep.readers.messages.read"}
-ROWS_PER_PROCESS = 5_000  # fewer are encoded sooner than another process starts
+EXAMPLES_PER_PROCESS = 5_000  # encoding fewer takes less time than starting another process
 BROKEN_SHOWN = 20
 
 
@@ -76,8 +76,8 @@ def prepare(
     key = digest(content)[:16]
 
     def build(folder: Path) -> None:
-        rows, tally = _read(dataset, files, reader)
-        examples = _encode(dataset.name, rows, tokenizer, max_length, processes)
+        conversations, tally = _read(dataset, files, reader)
+        examples = _encode(dataset.name, conversations, tokenizer, max_length, processes)
         _save(dataset.name, examples, tally, validation_size, folder)
 
     return _load(made_once(cache / "data" / f"{dataset.name}-{key}", build), key)
@@ -104,20 +104,22 @@ def _tokenizer_content(tokenizer: Any) -> str:
     return digest([content, tokenizer.bos_token, tokenizer.eos_token])
 
 
-def _read(dataset: DictConfig, files: Files, reader: dict[str, Any]) -> tuple[list[Row], Tally]:
+def _read(dataset: DictConfig, files: Files, reader: dict[str, Any]) -> tuple[list[Conversation], Tally]:
     tally = Tally()
-    rows = instantiate(reader, _partial_=True)(files, tally)
-    rows = list(tqdm(rows, desc=f"Reading {dataset.name}", unit=" rows"))
+    read = instantiate(reader, _partial_=True)(files, tally)
+    conversations = list(tqdm(read, desc=f"Reading {dataset.name}", unit=" rows"))
     for broken in tally.broken[:BROKEN_SHOWN]:
         log.warning("Left out a broken row: %s", broken)
     tally.check(dataset.max_broken_share, dataset.name)
-    return rows, tally
+    return conversations, tally
 
 
-def _encode(name: str, rows: list[Row], tokenizer: Any, max_length: int, processes: int | None) -> Dataset:
+def _encode(
+    name: str, conversations: list[Conversation], tokenizer: Any, max_length: int, processes: int | None
+) -> Dataset:
     """Columns `input_ids`, `labels`, and `labelled` (count of labels that carry loss), `cut` (at max_length)."""
-    processes = processes or min(os.cpu_count() or 1, len(rows) // ROWS_PER_PROCESS)
-    return Dataset.from_list([{"messages": row["messages"]} for row in rows]).map(
+    processes = processes or min(os.cpu_count() or 1, len(conversations) // EXAMPLES_PER_PROCESS)
+    return Dataset.from_list([{"messages": conversation["messages"]} for conversation in conversations]).map(
         _example,
         fn_kwargs={"tokenizer": tokenizer, "max_length": max_length},
         remove_columns="messages",
@@ -126,8 +128,8 @@ def _encode(name: str, rows: list[Row], tokenizer: Any, max_length: int, process
     )
 
 
-def _example(row: Row, tokenizer: Any, max_length: int) -> dict[str, Any]:
-    full = encode(row["messages"], tokenizer, max_length=None)
+def _example(conversation: Conversation, tokenizer: Any, max_length: int) -> dict[str, Any]:
+    full = encode(conversation["messages"], tokenizer, max_length=None)
     kept = {column: values[:max_length] for column, values in full.items()}
     labelled = sum(label != IGNORED for label in kept["labels"])
     return {**kept, "labelled": labelled, "cut": len(full["labels"]) > max_length}

@@ -1,5 +1,6 @@
-"""One module per training set: original files -> `{"dataset", "id", "messages"}` rows of one question and one reply.
+"""One module per training set; each turns the original files into conversations (docs/protocol.md, Training data).
 
-A reader is `read(files, tally, **settings) -> Iterator[Row]`; a dataset's config names it as `reader._target_`.
-`files` are the paths of each role in the config's `source.files`; broken rows are counted in `tally` and left out.
+A reader is a function `read(files, tally, **settings) -> Iterator[Conversation]`. A dataset's config names it as
+`reader._target_` and holds its settings. `files` are the paths of each role in the config's `source.files`. A reader
+leaves broken rows out and counts them in `tally`.
 """

@@ -1,25 +1,28 @@
-"""A ready jsonl of conversations, one `{"dataset", "id", "messages"}` a line, as open-instruct writes them."""
+"""A ready jsonl of conversations, one `{"dataset", "id", "messages"}` a line, the format that open-instruct writes."""
 
 from collections.abc import Iterator
 from typing import Any
 
 from data_prep.chat import ROLES
 from data_prep.files import BrokenRow, Tally, decode, needed, numbered_lines, texts, usable
-from data_prep.readers.rows import Row
-from data_prep.sources import Files
+from data_prep.readers.conversation import Conversation
+from data_prep.sources import Files, single
 
 
-def read(files: Files, tally: Tally) -> Iterator[Row]:
-    """All conversations in order, of any number of messages. files: role `messages`. Raises ValueError if truncated."""
-    (path,) = files["messages"]
-    yield from usable(numbered_lines(path), lambda line: _conversation(decode(line)), tally)
+def read(files: Files, tally: Tally) -> Iterator[Conversation]:
+    """Yield all conversations in order, each of one message or more.
+
+    files: role `messages`
+    Raises ValueError if the file is truncated.
+    """
+    yield from usable(numbered_lines(single(files, "messages")), lambda line: _conversation(decode(line)), tally)
 
 
-def _conversation(item: Any) -> Row:
-    messages = [_message(message) for message in needed(item, "messages", list)]
+def _conversation(row: Any) -> Conversation:
+    messages = [_message(message) for message in needed(row, "messages", list)]
     if not messages:
         raise BrokenRow("field 'messages' is empty")
-    dataset, id_ = texts({"dataset": "messages", "id": ""} | item, "dataset", "id")
+    dataset, id_ = texts({"dataset": "messages", "id": ""} | row, "dataset", "id")
     return {"dataset": dataset, "id": id_, "messages": messages}
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 class Template:
     weight: float
     prompt: str
-    completion: str = "{output}"
+    reply: str = "{output}"
 
 
 WITH_INPUT = (
@@ -45,7 +45,7 @@ WITHOUT_INPUT = (
     Template(0.05, "Instruction: {instruction}\nOutput:"),
     Template(0.05, "You need to complete the following task:\n\n{instruction}\n\n"),
     Template(0.05, "Can you help with this?\n\n{instruction}\n"),
-    Template(0.05, "Plase answer the following request: {instruction}\nAnswer:"),  # the original's spelling
+    Template(0.05, "Plase answer the following request: {instruction}\nAnswer:"),  # spelled so in the original
     Template(0.05, "Tell me how would you respond to the following request.\n{instruction}\n"),
     Template(
         0.1,
@@ -56,8 +56,8 @@ WITHOUT_INPUT = (
 
 
 def fill(instruction: str, input_: str, output: str, rng: random.Random) -> tuple[str, str]:
-    """(prompt, completion) in a template drawn by one `rng.choices`; an input that is blank counts as none."""
+    """Return (prompt, reply) in a template drawn by one `rng.choices`. A blank input counts as none."""
     slots = {"instruction": instruction.strip(), "input": input_.strip(), "output": output.strip()}
     templates = WITH_INPUT if slots["input"] else WITHOUT_INPUT
     (template,) = rng.choices(templates, weights=[template.weight for template in templates])
-    return template.prompt.format(**slots), template.completion.format(**slots)
+    return template.prompt.format(**slots), template.reply.format(**slots)

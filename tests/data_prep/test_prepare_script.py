@@ -5,7 +5,8 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from scripts import base_model, prepare_data
+from scripts import prepare_data
+from scripts.cell import base_model
 
 ROOT = Path(__file__).resolve().parents[2]
 

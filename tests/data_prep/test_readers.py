@@ -49,8 +49,8 @@ def test_templates_are_the_published_ones_with_their_weights(templates, publishe
 
 
 def test_only_the_third_template_without_input_starts_the_reply_on_a_new_line():
-    assert [template.completion for template in WITHOUT_INPUT].index("\n{output}") == 2
-    assert sum(template.completion != "{output}" for template in WITH_INPUT + WITHOUT_INPUT) == 1
+    assert [template.reply for template in WITHOUT_INPUT].index("\n{output}") == 2
+    assert sum(template.reply != "{output}" for template in WITH_INPUT + WITHOUT_INPUT) == 1
 
 
 def test_a_blank_input_counts_as_none_and_slots_are_stripped_but_braces_are_kept():
@@ -197,7 +197,7 @@ def test_code_alpaca_keeps_order_and_draws_a_template_per_row(tmp_path):
         templates = WITH_INPUT if item["input"] else WITHOUT_INPUT
         (template,) = random.choices(templates, weights=[t.weight for t in templates])
         assert prompts([row]) == [template.prompt.format(**item)]
-        assert replies([row]) == [template.completion.format(**item)]
+        assert replies([row]) == [template.reply.format(**item)]
     assert [row["id"] for row in rows[:2]] == ["code_alpaca_0", "code_alpaca_1"]
 
 
