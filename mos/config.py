@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from mos.base import LowRankConfig
+from mos.common.config import LowRankConfig
 from mos.registration import add_peft_type
 
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from mos.config import MosConfig
 from mos.export import check_folders, write_adapter
-from mos.factors import ROOT, by_name
-from mos.model import block_numbers, layer_type
-from mos.shards import PoolLayout, compact
+from mos.files import ROOT, by_name, compact
+from mos.names import block_numbers, layer_type
+from mos.shards import PoolLayout
 
 Sides = tuple[Tensor, Tensor]  # of A and of B
 
@@ -35,7 +35,7 @@ def convert_upstream(
     """
     adapter_dir, out_dir = Path(adapter_dir), Path(out_dir)
     check_folders(adapter_dir, out_dir)
-    original = json.loads((adapter_dir / "adapter_config.json").read_text())
+    original = json.loads((adapter_dir / "adapter_config.json").read_text(encoding="utf-8"))
     state = load_peft_weights(str(adapter_dir), device="cpu")
     config = MosConfig(
         r=original["r"],

@@ -10,7 +10,8 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME, load_peft_weights
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mos.factors import FACTORS, ROOT
+from mos.files import ROOT
+from mos.registration import METHODS
 
 
 def export_lora(adapter_dir: str | Path, out_dir: str | Path) -> None:
@@ -55,9 +56,9 @@ def as_lora(config: Any, state: dict[str, Tensor]) -> tuple[PeftConfig, dict[str
     method = config.peft_type.value
     if method == "LORA":
         return config, state
-    if method not in FACTORS:
-        raise ValueError(f"A {method} adapter has no export to LoRA. Known: LORA, {', '.join(sorted(FACTORS))}.")
-    factors = FACTORS[method](config, state)
+    if method not in METHODS:
+        raise ValueError(f"A {method} adapter has no export to LoRA. Known: LORA, {', '.join(sorted(METHODS))}.")
+    factors = METHODS[method].factors(config, state)
     tensors = {key: value for key, value in state.items() if f".{method.lower()}_" not in key}
     for name, (a, b) in factors.items():
         tensors[f"{ROOT}{name}.lora_A.weight"] = a.contiguous()

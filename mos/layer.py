@@ -4,13 +4,16 @@ import math
 from typing import Any, NamedTuple, cast
 
 import torch
-from peft.tuners._buffer_dict import BufferDict
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from mos.base import LowRankLayer, require_finite
+from mos.autograd import LowRankUpdate, PoolGradient
+from mos.common import private
+from mos.common.layer import LowRankLayer, require_finite
+from mos.common.private import BufferDict
 from mos.config import MosConfig
-from mos.shards import LowRankUpdate, PoolGradient, PoolLayout, assemble, init_bound, low_rank, sample_indices, stream
+from mos.shards import PoolLayout, assemble, init_bound, low_rank, sample_indices
+from mos.streams import stream
 
 FLEETING = ("mos_cache", "mos_stand_ins")
 
@@ -57,12 +60,13 @@ class StandIns(NamedTuple):
 
 
 def hosted(pools: nn.ParameterDict, adapter: str) -> Tensor:
-    """A pool; if accelerate has offloaded it, from where it is kept, as only a module that is called gets it back."""
-    return cast(Any, pools)._hf_hook.weights_map[adapter] if is_offloaded(pools, adapter) else pools[adapter]
+    """The pool. Accelerate reloads offloaded weights before a module's forward; a ParameterDict has none, so read
+    the hook's copy."""
+    return private.offloaded_value(pools, adapter) if is_offloaded(pools, adapter) else pools[adapter]
 
 
 def is_offloaded(pools: nn.ParameterDict, adapter: str) -> bool:
-    return pools[adapter].is_meta and getattr(getattr(pools, "_hf_hook", None), "offload", False)
+    return pools[adapter].is_meta and private.offload_hook(pools) is not None
 
 
 class MosLayer(LowRankLayer):
@@ -168,6 +172,7 @@ class MosLayer(LowRankLayer):
         pool_a, pool_b = (pool.to(index.device) for pool in pools)
         if torch.compiler.is_compiling():  # which finds its own way to save memory
             return low_rank(x, assemble(pool_a, index[0]).to(dtype), assemble(pool_b, index[1]).to(dtype), scale)[0]
+        self.note_ddp()
         stand_ins = self._stand_ins(adapter, pool_a, pool_b)
         tokens, pools = x.flatten(0, -2), (pool_a.detach(), pool_b.detach())  # (..., h) -> (t, h)
         y = LowRankUpdate.apply(tokens, *stand_ins, pools, index, scale, self.refusal())

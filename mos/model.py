@@ -1,6 +1,5 @@
 """Adding MoS to a model: which layers share pools, and who hosts them."""
 
-import re
 from collections import defaultdict
 from typing import Any, cast
 
@@ -9,20 +8,13 @@ from peft import PeftConfig
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
 
-from mos.base import LINEAR_LAYERS, LLAMA_LIKE, LowRankModel, in_out_features
+from mos.common.model import LINEAR_LAYERS, LLAMA_LIKE, LowRankModel
+from mos.common.private import in_out_features
 from mos.config import MosConfig
+from mos.files import compact
 from mos.layer import MosLayer, Place
-from mos.shards import PoolLayout, compact
-
-
-def layer_type(name: str) -> str:
-    """The name without its block numbers: layers of one type share pools.   layers.3.mlp.up -> layers.*.mlp.up"""
-    return re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", name)
-
-
-def block_numbers(name: str) -> list[int]:
-    """The numbers in the name, which order the layers of a type."""
-    return [int(part) for part in name.split(".") if part.isdecimal()]
+from mos.names import block_numbers, layer_type
+from mos.shards import PoolLayout
 
 
 def plan(config: MosConfig, targets: dict[str, nn.Module]) -> dict[str, Place]:

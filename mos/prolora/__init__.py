@@ -1,10 +1,11 @@
 """PRoLoRA: the factors of each layer are built from one chunk, repeated and rotated along the rank (a baseline)."""
 
 from mos.prolora.config import ProloraConfig
+from mos.prolora.factors import prolora_factors
 from mos.prolora.layer import ProloraLayer, assemble
 from mos.prolora.model import ProloraModel
 from mos.registration import register
 
 __all__ = ["ProloraConfig", "ProloraLayer", "ProloraModel", "assemble"]
 
-register("prolora", ProloraConfig, ProloraModel)
+register("prolora", ProloraConfig, ProloraModel, prolora_factors)

@@ -1,12 +1,16 @@
+"""The settings of PRoLoRA."""
+
 from dataclasses import dataclass, field
 
-from mos.base import LowRankConfig
+from mos.common.config import LowRankConfig
 from mos.registration import add_peft_type
 
 
 @dataclass
 class ProloraConfig(LowRankConfig):
-    """Settings of PRoLoRA. Trainable parameters of a layer: (r - u) * (ceil(h/m) + ceil(o/n)) + u * (h + o).
+    """PRoLoRA: one chunk, repeated and rotated, makes up each factor of a layer.
+
+    Trainable parameters of a layer: (r - u) * (ceil(h/m) + ceil(o/n)) + u * (h + o).
 
     Raises ValueError where the ranks or sharing ratios are out of range.
     """

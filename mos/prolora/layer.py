@@ -1,8 +1,10 @@
+"""The PRoLoRA layer, and how a chunk becomes a factor."""
+
 import torch
-from peft.tuners._buffer_dict import BufferDict
 from torch import Tensor, nn
 
-from mos.base import LowRankLayer
+from mos.common.layer import LowRankLayer
+from mos.common.private import BufferDict
 from mos.prolora.config import ProloraConfig
 
 
@@ -31,6 +33,8 @@ def assemble(
 
 
 class ProloraLayer(LowRankLayer):
+    """A linear layer whose factors are chunks, repeated and rotated, with u unshared ranks beside them."""
+
     adapter_layer_names = ("prolora_A", "prolora_B", "prolora_unshared_A", "prolora_unshared_B")
     other_param_names = (*LowRankLayer.other_param_names, "sharing", "prolora_shape")
 

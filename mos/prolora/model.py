@@ -1,11 +1,16 @@
+"""Adding PRoLoRA to a model."""
+
 from torch import nn
 
-from mos.base import LINEAR_LAYERS, LLAMA_LIKE, LowRankModel, in_out_features
+from mos.common.model import LINEAR_LAYERS, LLAMA_LIKE, LowRankModel
+from mos.common.private import in_out_features
 from mos.prolora.config import ProloraConfig
 from mos.prolora.layer import ProloraLayer
 
 
 class ProloraModel(LowRankModel):
+    """Adds PRoLoRA adapters to a model."""
+
     prefix = "prolora_"
     tuner_layer_cls = ProloraLayer
     target_module_mapping = dict.fromkeys(LLAMA_LIKE, LINEAR_LAYERS)

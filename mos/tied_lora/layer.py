@@ -1,10 +1,12 @@
+"""The Tied LoRA layer, and where it finds what it shares."""
+
 from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from mos.base import LowRankLayer
+from mos.common.layer import LowRankLayer
 from mos.tied_lora.config import TiedLoraConfig
 
 
@@ -49,6 +51,7 @@ class TiedLoraLayer(LowRankLayer):
 
     def update(self, x: Tensor, adapter: str) -> Tensor:
         y = super().update(x, adapter)
+        self.note_ddp()
         if (reason := self.refusal()) and y.requires_grad:
             y.register_hook(partial(refuse, reason))
         return y

@@ -1,14 +1,20 @@
+"""Adding Tied LoRA to a model: which layers share what."""
+
 from typing import Any
 
 from torch import nn
 
-from mos.base import ATTENTION_INPUTS, LLAMA_LIKE, LowRankModel, in_out_features
+from mos.common.model import ATTENTION_INPUTS, LLAMA_LIKE, LowRankModel
+from mos.common.private import in_out_features
 from mos.tied_lora.config import TiedLoraConfig
 from mos.tied_lora.layer import Hosts, TiedLoraLayer
 
 
 class TiedLoraModel(LowRankModel):
-    """The layer `model.layers.3.self_attn.q_proj` is of the block `model.layers.3.self_attn` and the type `q_proj`."""
+    """Adds Tied LoRA adapters to a model.
+
+    The layer `model.layers.3.self_attn.q_proj` is of the block `model.layers.3.self_attn` and the type `q_proj`.
+    """
 
     prefix = "tied_lora_"
     tuner_layer_cls = TiedLoraLayer

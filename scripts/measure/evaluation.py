@@ -18,18 +18,17 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eval import benchmarks
-from eval.benchmarks import Item, mmlu
-from eval.engines import Decoding
-from eval.engines.vllm import resolve_dtype
+from eval.benchmarks import Item
+from eval.engines import Decoding, resolve_dtype
+from eval.letters import best
 from eval.predictions import read
-from eval.session import Benchmark, Job, Protocol, chosen_items, evaluate
-from mos.base import LINEAR_LAYERS
+from eval.session import Benchmark, Conditions, Job, chosen_items, evaluate
+from mos.common.model import LINEAR_LAYERS
 from scripts.cell.evaluation import load_benchmark
 from scripts.cell.provenance import hardware
 from scripts.config import ROOT
 from scripts.measure import harness
 
-NAMES = ("gsm8k", "mmlu")
 ITEMS = 64  # without limit=
 ADAPTERS = 8
 ROUNDS = 2  # per order of loading; a machine's speed drifts, so each round gives a ratio of its own
@@ -48,18 +47,18 @@ def against_harness(cfg: DictConfig, checkpoint: Path, folder: Path) -> str:
         "ours": lambda: Ours(cfg, checkpoint, [], folder),
         "harness": lambda: Harness(cfg, checkpoint, folder),
     }
-    reports: dict[str, list[dict[str, Report]]] = {name: [] for name in NAMES}
+    reports: dict[str, list[dict[str, Report]]] = {name: [] for name in cfg.benchmark}
     for first, second in (("ours", "harness"), ("harness", "ours")):
         with make[first]() as one, make[second]() as other:
             sides = {first: one, second: other}
-            for name in NAMES:
+            for name in cfg.benchmark:
                 turns = [in_turn(sides, name, backwards=number % 2 == 1) for number in range(1 + ROUNDS)]
                 reports[name] += turns[1:]
     rows = ["| benchmark | ours, items/s | harness, items/s | ratio | same answers |", "| --- " * 5 + "|"]
     for name, turns in reports.items():
         rates = (cfg.limit / median(turn[side]["seconds"] for turn in turns) for side in ("ours", "harness"))
         ratios = [turn["harness"]["seconds"] / turn["ours"]["seconds"] for turn in turns]
-        same = agreeing(name, *(turns[0][side]["answers"] for side in ("ours", "harness")))
+        same = agreeing(*(turns[0][side]["answers"] for side in ("ours", "harness")))
         spread = f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
         cells = (name, *(f"{rate:.2f}" for rate in rates), spread, f"{same} of {cfg.limit}")
         rows.append(f"| {' | '.join(cells)} |")
@@ -71,12 +70,16 @@ def in_turn(sides: Mapping[str, "Ours | Harness"], name: str, backwards: bool) -
     return {side: sides[side].answer(name) for side in sorted(sides, reverse=backwards)}
 
 
-def agreeing(name: str, ours: Sequence[Any], theirs: Sequence[Any]) -> int:
-    """How many answers are the same: whole texts, or letters; the harness has a log-likelihood for each letter."""
-    if name == "mmlu":
-        best = [max(zip(mmlu.LETTERS, item, strict=True), key=lambda pair: pair[1][0][0])[0] for item in theirs]
-        return sum(mmlu.parse(logits) == letter for logits, letter in zip(ours, best, strict=True))
-    return sum(text == item[0][0] for text, item in zip(ours, theirs, strict=True))
+def agreeing(ours: Sequence[Any], theirs: Sequence[Any]) -> int:
+    """How many answers are the same: whole texts, or letters. The harness has a log-likelihood for each letter."""
+    return sum(_same(answer, other) for answer, other in zip(ours, theirs, strict=True))
+
+
+def _same(answer: Any, other: Sequence[Any]) -> bool:
+    if isinstance(answer, str):
+        return bool(answer == other[0][0])
+    likelihoods = [choice[0][0] for choice in other]
+    return best(answer) == list(answer)[likelihoods.index(max(likelihoods))]
 
 
 def against_merged(cfg: DictConfig, checkpoint: Path, folder: Path) -> str:
@@ -103,7 +106,7 @@ def against_merged(cfg: DictConfig, checkpoint: Path, folder: Path) -> str:
 def answered(cfg: DictConfig, checkpoint: Path, adapters: Sequence[Path], folder: Path) -> tuple[float, float]:
     """The seconds of loading and of answering all benchmarks, in an engine of its own."""
     with Ours(cfg, checkpoint, adapters, folder) as ours:
-        return ours.load, sum(ours.answer(name)["seconds"] for name in NAMES)
+        return ours.load, sum(ours.answer(name)["seconds"] for name in cfg.benchmark)
 
 
 def row(route: str, seconds: Sequence[tuple[float, float]], merging: float, whole: float) -> str:
@@ -146,12 +149,12 @@ def _loaded(cfg: DictConfig, checkpoint: Path, adapters: Sequence[Path]) -> floa
 def _answer(cfg: DictConfig, checkpoint: Path, adapters: Sequence[Path], folder: Path, name: str) -> Report:
     (engine,) = _engines
     engine.llm.reset_prefix_cache()
-    protocol = Protocol(checkpoint.name, {}, limit=cfg.limit)
+    conditions = Conditions(checkpoint.name, {}, limit=cfg.limit)
     benchmark = load_benchmark(cfg, name)
     with tempfile.TemporaryDirectory(dir=folder) as fresh:
         jobs = [Job(Path(fresh, str(i)), adapter, False, (name,)) for i, adapter in enumerate(adapters or [None])]
         started = time.monotonic()
-        result, *_ = evaluate(jobs, {name: benchmark}, protocol, engine.tokenizer, lambda: engine)
+        result, *_ = evaluate(jobs, {name: benchmark}, conditions, engine.tokenizer, lambda: engine)
         seconds = time.monotonic() - started
         rows = read(result / "predictions.jsonl")
     items = chosen(benchmark, engine.tokenizer, cfg.limit)
@@ -163,10 +166,10 @@ class Harness:
 
     def __init__(self, cfg: DictConfig, checkpoint: Path, folder: Path) -> None:
         tokenizer, self._tasks = AutoTokenizer.from_pretrained(checkpoint), {}
-        for name in NAMES:
+        for name in cfg.benchmark:
             benchmark = load_benchmark(cfg, name)
             items = chosen(benchmark, tokenizer, cfg.limit)
-            self._tasks[name] = harness.write_task(folder / f"{name}.yaml", items, decoding(benchmark))
+            self._tasks[name] = harness.write_task(folder / f"{name}.yaml", items, asked(benchmark))
         self._process = subprocess.Popen(
             [harness.environment(cfg.cache_dir) / "python", "-m", "scripts.harness_driver"],
             env=harness.variables(cfg.engine.cpu_kv_cache_gib, cfg.engine.cpu_threads),
@@ -210,15 +213,14 @@ def model_arguments(cfg: DictConfig, checkpoint: Path) -> dict[str, Any]:
 
 
 def chosen(benchmark: Benchmark, tokenizer: Any, limit: int) -> list[Item]:
-    settings = benchmarks.settings(benchmark.config, "authors", chat=False)
-    return chosen_items(benchmark, tokenizer, settings, limit)
+    prompting = benchmarks.prompting(benchmark.config, "authors", chat=False)
+    return chosen_items(benchmark, tokenizer, prompting, limit)
 
 
-def decoding(benchmark: Benchmark) -> Decoding | None:
-    if benchmark.config.get("letters"):
-        return None
-    stops = benchmarks.settings(benchmark.config, "authors", chat=False).stops
-    return Decoding(benchmark.config["max_new_tokens"], stops)
+def asked(benchmark: Benchmark) -> Decoding | tuple[str, ...]:
+    """How a benchmark's answers are generated, or the letters that are scored."""
+    prompting = benchmarks.prompting(benchmark.config, "authors", chat=False)
+    return prompting.letters or Decoding(benchmark.config["max_new_tokens"], prompting.stops)
 
 
 def random_adapter(checkpoint: Path, folder: Path, seed: int) -> Path:

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import mos
-from mos.base import LINEAR_LAYERS
+from mos.common.model import LINEAR_LAYERS
 from scripts.cell.base_model import in_training_layout
 
 METHODS = ("lora", "mos")

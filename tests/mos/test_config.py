@@ -3,8 +3,6 @@ import pickle
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from peft import PeftConfig, PeftType
 
 from mos import MosConfig
@@ -47,8 +45,9 @@ def test_impossible_settings(settings, message):
 
 def test_registering_twice_changes_nothing_and_another_class_is_refused():
     from mos import MosModel
+    from mos.factors import mos_factors
 
-    register("mos", MosConfig, MosModel)
+    register("mos", MosConfig, MosModel, mos_factors)
     assert add_peft_type("MOS") is PeftType("MOS")
     assert [member.value for member in PeftType].count("MOS") == 1
 
@@ -56,7 +55,7 @@ def test_registering_twice_changes_nothing_and_another_class_is_refused():
         pass
 
     with pytest.raises(ValueError, match="The PEFT method name 'mos' is taken by"):
-        register("mos", Other, MosModel)
+        register("mos", Other, MosModel, mos_factors)
 
 
 @pytest.mark.parametrize(
@@ -73,9 +72,12 @@ def test_registering_twice_changes_nothing_and_another_class_is_refused():
     ],
 )
 def test_rows_of_the_paper_are_settings(pytestconfig, method, expected):
-    with initialize_config_dir(str(pytestconfig.rootpath / "configs"), version_base=None):
-        method_config = compose(f"method/{method}", overrides=["+seed=0", "+model.architecture.num_hidden_layers=32"])
-    config = instantiate(method_config.method.config, _convert_="all")
+    hydra, utils = pytest.importorskip("hydra"), pytest.importorskip("hydra.utils")  # `make dev` goes without
+    with hydra.initialize_config_dir(str(pytestconfig.rootpath / "configs"), version_base=None):
+        method_config = hydra.compose(
+            f"method/{method}", overrides=["+seed=0", "+model.architecture.num_hidden_layers=32"]
+        )
+    config = utils.instantiate(method_config.method.config, _convert_="all")
     assert isinstance(config, MosConfig)
     assert {name: getattr(config, name) for name in expected} == expected
     assert torch.tensor(config.alpha) == 16

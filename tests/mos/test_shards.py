@@ -4,18 +4,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import check_indices, delta, factor, lora_bound
 
+from mos.autograd import LowRankUpdate, PoolGradient, scatter
+from mos.files import compact
 from mos.shards import (
-    LowRankUpdate,
-    PoolGradient,
     PoolLayout,
     assemble,
-    compact,
     init_bound,
     low_rank,
     sample_indices,
-    scatter,
-    stream,
 )
+from mos.streams import stream
 
 
 @st.composite

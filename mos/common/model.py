@@ -1,0 +1,127 @@
+"""Putting layers of a method into a model: which layers, checked before the first of them is replaced."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils import resolve_quantization_backend
+from peft.utils.other import AuxiliaryTrainingWrapper
+from peft.utils.quantization_utils import get_quantization_kwargs
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from mos.common import private
+from mos.common.layer import LowRankLayer
+
+ATTENTION_INPUTS = ["q_proj", "k_proj", "v_proj"]
+LINEAR_LAYERS = [*ATTENTION_INPUTS, "o_proj", "gate_proj", "up_proj", "down_proj"]
+LLAMA_LIKE = ("gemma", "gemma2", "llama", "mistral", "qwen2", "qwen3")
+
+
+class LowRankModel(BaseTuner):
+    """Replaces the targeted linear layers by `tuner_layer_cls`."""
+
+    tuner_layer_cls: type[LowRankLayer]
+
+    def check_targets(self, config: Any, targets: dict[str, nn.Module]) -> None:
+        """Refuse (ValueError), before any layer is replaced, what the method cannot do to these base layers."""
+
+    def shared(self, adapter_name: str, key: str, layer: Any) -> Any:
+        """What the layer at `key` needs to know of the other layers."""
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        config = self._prepare_adapter_config(self.peft_config[adapter_name], self.get_model_config(model))
+        config = private.include_all_linear(config, model)
+        targets = self._targets(model, config, kwargs.get("state_dict"))
+        check_in_reach(model, targets)
+        self.check_targets(config, targets)
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+
+    def _targets(self, model: nn.Module, config: Any, state_dict: dict[str, Tensor] | None) -> dict[str, nn.Module]:
+        """The base layers that will be adapted. If there is a `state_dict`, PEFT takes those that have keys in it."""
+        saved = {key.rsplit(f".{self.prefix}", 1)[0].removeprefix("_orig_mod.") for key in state_dict or ()}
+        targets = {}
+        inside = None  # of a layer that an earlier adapter wrapped
+        for key, module in model.named_modules():
+            if not key or (inside and key.startswith(inside)):
+                continue
+            inside = f"{key}." if isinstance(module, BaseTunerLayer) else None
+            if key in saved if state_dict else self._check_target_module_exists(config, key):
+                targets[key] = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+                check_linear(key, targets[key])
+        return targets
+
+    def _create_and_replace(
+        self,
+        peft_config: Any,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        layer = target
+        if not isinstance(layer, self.tuner_layer_cls):
+            layer = self.tuner_layer_cls(target, **get_quantization_kwargs(self.model))
+            # before there are parameters, which it would take to the meta device of an offloaded base
+            self._replace_module(parent, target_name, layer, target)
+        layer.update_layer(adapter_name, peft_config, self.shared(adapter_name, current_key, layer))
+        layer.set_adapter(self.active_adapters)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Hand `adapter_names`, one per row of the batch, to the layers while the model runs."""
+        names = kwargs.pop("adapter_names", None)
+        if names is None:
+            yield
+            return
+        self._check_adapter_names(names)
+        beams = kwargs.get("num_beams") or 1
+        repeated = [name for name in names for _ in range(beams)]  # generation repeats each row, after the encoder
+        is_encoder_decoder = self.get_model_config(self.model).get("is_encoder_decoder")
+        encoder = set(self.model.get_encoder().modules()) if is_encoder_decoder else set()
+
+        def pass_names(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            return args, kwargs | {"adapter_names": names if module in encoder else repeated}
+
+        layers = [m for m in self.modules() if isinstance(m, self.tuner_layer_cls | AuxiliaryTrainingWrapper)]
+        handles = [layer.register_forward_pre_hook(pass_names, with_kwargs=True) for layer in layers]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _check_adapter_names(self, names: list[str]) -> None:
+        if self.training:
+            raise ValueError("Cannot pass `adapter_names` when the model is in training mode.")
+        unknown = set(names) - self.peft_config.keys() - {"__base__"}
+        if unknown:
+            raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(sorted(unknown))}")
+
+
+def check_in_reach(model: nn.Module, targets: dict[str, nn.Module]) -> None:
+    """Raises ValueError if PEFT loads an adapter while base layers are on disk.
+
+    PEFT detaches such layers first and saves them again under LoRA's names only, so no other method can be loaded.
+    """
+    if "disk" not in getattr(model, "hf_device_map", {}).values():
+        return
+    for name, layer in targets.items():
+        if private.is_detached_by_peft(layer):
+            raise ValueError(
+                f"'{name}' is offloaded to disk, where PEFT loads only LoRA. Load the base model with a device_map "
+                "without 'disk'; or add the adapter with get_peft_model and fill it with set_peft_model_state_dict."
+            )
+
+
+def check_linear(name: str, layer: nn.Module) -> None:
+    """Raises ValueError unless `layer` is a linear layer, float or quantized."""
+    backend = resolve_quantization_backend(layer)
+    if not isinstance(layer, nn.Linear | Conv1D) and getattr(backend, "layer_type", None) != "linear":
+        raise ValueError(
+            f"'{name}' is a {type(layer).__name__}; only linear layers (torch.nn.Linear, Conv1D or quantized) can be "
+            "adapted. Name only such layers in target_modules."
+        )
