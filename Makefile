@@ -12,11 +12,11 @@ $(READY) $(READY_LIBRARY): .venv/setup-%: $(wildcard requirements/*.txt) pyproje
 endif
 
 # What the targets below take, e.g. `make table2 PROFILE=smol METHODS=lora_r2,mos_r8 SEEDS=0,1 LIMIT=40 DATA=data`.
-# Unset ones are left to the profile; PROFILE itself goes by what the machine has.
-PROFILE ?= $(shell $(PY) -m scripts.profile)
-SETTINGS = $(strip profile=$(PROFILE) $(if $(DATA),'data=$(DATA)') $(if $(LIMIT),limit=$(LIMIT)) \
-	$(if $(METHODS),'methods=[$(METHODS)]') $(if $(SEEDS),'seeds=[$(SEEDS)]') $(if $(CANDIDATES),candidates=$(CANDIDATES)) \
-	$(if $(LAUNCHER),launcher=$(LAUNCHER)) $(if $(DRY),dry=true) $(if $(GPU),'gpus=[$(GPU)]') $(OVERRIDES))
+# scripts/make.py turns them into overrides. They reach it through the environment and as they were typed, so that a
+# folder may have any name. Unset ones are left to the profile; PROFILE itself goes by what the machine has.
+$(foreach name,PROFILE DATA LIMIT METHODS SEEDS CANDIDATES LAUNCHER DRY GPU OVERRIDES,$(eval \
+	export MAKE_$(name) := $$(value $(name))))
+RUN = $(PY) -m scripts.make
 
 .PHONY: help
 help:  ## this list
@@ -45,32 +45,34 @@ lint: $(READY)  ## ruff and mypy
 
 .PHONY: table1 table2 table3 tables plan
 table1 table2 table3: $(READY)  ## train and evaluate what is missing, render into results/<profile>/ (variables: docs/tables.md)
-	$(PY) -m scripts.tables table=$@ $(SETTINGS)
+	$(RUN) tables table=$@
 tables: $(READY)  ## the three tables; DRY=1 walks every cell and prints the plan instead
-	$(PY) -m scripts.tables table=table1 $(SETTINGS)
-	$(PY) -m scripts.tables table=table2 $(SETTINGS)
-	$(PY) -m scripts.tables table=table3 $(SETTINGS)
+	$(RUN) tables table=table1
+	$(RUN) tables table=table2
+	$(RUN) tables table=table3
 plan: $(READY)  ## memory and time of every cell, e.g. TABLE=table2 PROFILE=paper GPU=a100_40g,rtx4090:24:165
-	$(PY) -m scripts.plan table=$(or $(TABLE),table2) $(SETTINGS)
+	$(RUN) plan table=$(or $(TABLE),table2)
 
 .PHONY: lr-search mos-search
 lr-search: $(READY)  ## the learning rates of Appendix A at LoRA rank 8, ranked by validation loss
-	$(PY) -m scripts.search search=lr $(SETTINGS)
+	$(RUN) search search=lr
 mos-search: $(READY)  ## r, l and p of MoS, ranked by validation loss
-	$(PY) -m scripts.search search=mos $(SETTINGS)
+	$(RUN) search search=mos
 
-.PHONY: report dashboard
+.PHONY: report dashboard publish
 report: $(READY)  ## one self-contained page of a profile's tables, plots and loss curves: report/<profile>.html
-	$(PY) -m scripts.report $(SETTINGS)
+	$(RUN) report
+publish: $(READY)  ## your tables in results/<profile>/ into results/published/<profile>/, after a check of their provenance
+	$(RUN) publish
 dashboard: $(READY)  ## a W&B workspace of the same, for the runs of TABLE=table2 (needs WANDB_API_KEY)
-	$(PY) -m scripts.dashboard table=$(or $(TABLE),table2) $(SETTINGS)
+	$(RUN) dashboard table=$(or $(TABLE),table2)
 
 .PHONY: bench
 bench: $(READY)  ## time and memory of MoS against LoRA, as ratios over sizes (some 20 minutes on two cores)
 	$(PY) -m scripts.bench
 .PHONY: bench-eval
 bench-eval: $(READY)  ## items per second against lm-evaluation-harness, adapters against merged checkpoints (needs a network once)
-	$(PY) -m scripts.bench_eval profile=smol $(if $(DATA),'data=$(DATA)') $(if $(LIMIT),limit=$(LIMIT)) $(OVERRIDES)
+	MAKE_PROFILE=smol $(RUN) bench_eval 'benchmark=[gsm8k,mmlu]'
 
 .PHONY: docs
 docs: $(READY)  ## the documentation into site/; a warning fails it

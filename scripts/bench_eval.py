@@ -1,6 +1,6 @@
 """Evaluation against lm-evaluation-harness, and adapters in one engine against merged checkpoints, as Markdown tables.
 
-python -m scripts.bench_eval [data=...] [limit=64]
+python -m scripts.bench_eval benchmark=[...] [data=...] [limit=64]
 
 The harness runs the same checkpoint in the same vLLM with the same settings, prompts and decoding. Both are loaded and
 answer each benchmark in turns; no prefix is cached from one turn to the next, and the first turn is not measured. The
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from eval.engines.vllm import resolve_dtype
+from eval.engines import resolve_dtype
 from scripts.cell import base_model
 from scripts.command import entry_point
 from scripts.measure import harness

@@ -12,14 +12,15 @@ from omegaconf import DictConfig
 
 from data_prep import storage
 from scripts.command import entry_point
-from scripts.config import shared_overrides
+from scripts.config import choices, compose, shared_overrides
 from scripts.table.claims import outcomes_of, render_claims
 
 
 @entry_point
 def main(cfg: DictConfig) -> None:
     given = [override for override in shared_overrides(cfg) if not override.startswith("table=")]
-    outcomes = [outcome for table in ("table1", "table2") for outcome in outcomes_of([*given, f"table={table}"])]
+    tables = [name for name in choices("table") if compose([*given, f"table={name}"]).table.get("claims")]
+    outcomes = [outcome for table in tables for outcome in outcomes_of([*given, f"table={table}"])]
     text = render_claims(outcomes, cfg.profile, cfg.seeds)
     path = Path(cfg.results_dir) / cfg.profile / "claims.md"
     path.parent.mkdir(parents=True, exist_ok=True)

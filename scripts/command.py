@@ -5,7 +5,6 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -14,8 +13,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from scripts import settings
+from scripts.config import CONFIGS, choices, completed
+
 EXPECTED = (ValueError, OSError, ArithmeticError, ImportError, HydraException, OmegaConfBaseException)
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 
 class CellFailed(Exception):
@@ -34,6 +35,7 @@ def entry_point(task: Callable[[DictConfig], object]) -> Callable[[], None]:
     def run() -> None:
         logging.getLogger("bitsandbytes.backends").setLevel(logging.ERROR)  # it misses a kernel that is not used here
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would print, so that it is printed here
+        sys.argv[1:] = completed(sys.argv[1:])
         try:
             command()
         except CellFailed:
@@ -50,8 +52,7 @@ def sentence(error: BaseException) -> str:
     """The text of `error` on one line; an unknown name of a config group lists the known ones."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
-        known = sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))  # a list of a group has no `options`
-        return f"Unknown {group} '{name}'; choose one of {', '.join(known)}."
+        return f"Unknown {group} '{name}'; choose one of {', '.join(choices(group))}."
     if isinstance(error, InstantiationException) and error.__cause__:
         return sentence(error.__cause__)
     if isinstance(error, OverrideParseException):
@@ -63,6 +64,7 @@ def _reported(task: Callable[[DictConfig], object]) -> Callable[[DictConfig], No
     @functools.wraps(task)
     def reported(cfg: DictConfig) -> None:
         try:
+            settings.check(cfg)
             task(cfg)
         except EXPECTED as error:
             if HydraConfig.get().mode == RunMode.RUN:

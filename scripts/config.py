@@ -1,23 +1,52 @@
-"""The configs: where they are, what there is, and how they are composed."""
+"""The configs: where they are, what there is to choose, and how they are composed."""
 
-from collections.abc import Sequence
+import difflib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = ROOT / "configs"
+CONFIGS = Path(os.environ.get("MOS_CONFIGS") or ROOT / "configs").resolve()
+
+# A table, a search and the claims choose these for each of their cells, so one on the command line would be lost.
+MEANT = {
+    "model": "models.{model}={value}",
+    "method": "methods=[{value}] (in a search: search.method={value})",
+    "dataset": "table.datasets=[{value}] (in a search: search.datasets=[{value}])",
+    "seed": "seeds=[{value}]",
+}
+
+
+def config_json(*, _parent_: DictConfig) -> DictConfig | None:
+    """`${config_json:}` in configs/model/local.yaml: the config.json of `source.path`; None where there is none."""
+    folder = _parent_.source.get("path") if not OmegaConf.is_missing(_parent_.source, "path") else None
+    path = Path(folder or "", "config.json")
+    if folder is None or not path.is_file():
+        return None  # whoever needs it says so
+    return OmegaConf.create(json.loads(path.read_text(encoding="utf-8")))
+
+
+OmegaConf.register_new_resolver("config_json", config_json, replace=True)
 
 
 def compose(overrides: Sequence[str]) -> DictConfig:
     """The root config with Hydra overrides applied, as every entry point sees it."""
     started = GlobalHydra.instance().is_initialized()
     with nullcontext() if started else hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return hydra.compose("config", list(overrides))
+        return hydra.compose("config", completed(overrides))
+
+
+def completed(overrides: Sequence[str]) -> list[str]:
+    """The overrides, and every file of configs/benchmark unless they choose: a new benchmark needs no list to enter."""
+    chosen = any(override.startswith("benchmark=") for override in overrides)
+    return list(overrides) if chosen else [*overrides, _every_benchmark()]
 
 
 def choices(group: str) -> list[str]:
@@ -25,7 +54,38 @@ def choices(group: str) -> list[str]:
     return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
 
 
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """The sentence that refuses a name: with the nearest known one, and all of them."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    return f"Unknown {kind} '{name}'.{hint} Known: {', '.join(known)}."
+
+
 def shared_overrides(cfg: DictConfig) -> list[str]:
-    """The overrides of this command line, with the model that plays the one of the table in this profile."""
-    given = HydraConfig.get().overrides.task
-    return [*(o for o in given if not o.startswith("model=")), f"model={cfg.models[cfg.table.model]}"]
+    """The overrides that all cells of this command share; with the profile's model for the table.
+
+    Raises ValueError for an override that each cell chooses for itself, naming the key that is meant.
+    """
+    given = [override for override in HydraConfig.get().overrides.task if override != _every_benchmark()]
+    refuse_lost(given, str(cfg.table.model))
+    role = str(cfg.table.model)
+    if role not in cfg.models:
+        raise ValueError(unknown(f"model of table '{cfg.table.name}'", role, cfg.models))
+    return [*given, f"model={cfg.models[role]}"]
+
+
+def refuse_lost(overrides: Sequence[str], model: str, meant: Mapping[str, str] = MEANT) -> None:
+    """Raise ValueError for an override that the cells would replace by their own.
+
+    model: the role of the table's model in the profile, e.g. `7b`
+    """
+    for override in overrides:
+        key, _, value = override.lstrip("+").partition("=")
+        if key in meant:
+            key_meant = meant[key].format(model=model, value=value)
+            raise ValueError(f"{override} would have no effect: each cell has its own {key}. Use {key_meant}.")
+
+
+def _every_benchmark() -> str:
+    return f"benchmark=[{','.join(choices('benchmark'))}]"

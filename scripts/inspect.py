@@ -1,6 +1,6 @@
 """Read what a run answered: its failures on a benchmark, or where it differs from another run on the same items.
 
-python -m scripts.inspect run=runs/smol/... benchmark=gsm8k [against=runs/smol/...] [count=20] [--html page.html]
+python -m scripts.inspect run=runs/smol/... benchmark=NAME [against=runs/smol/...] [count=20] [--html page.html]
 """
 
 import argparse
@@ -38,8 +38,8 @@ def _settings(pairs: list[str]) -> dict[str, str]:
             raise ValueError(f"Unknown setting '{key}'; there are {', '.join(KEYS)}.")
     for key in ("run", "benchmark"):
         if not given.get(key):
-            raise ValueError(f"'{key}=' is missing, e.g. run=runs/smol/... benchmark=gsm8k.")
-    benchmarks.module(given["benchmark"])  # an unknown one is named with the nearest
+            raise ValueError(f"'{key}=' is missing, e.g. run=runs/smol/... benchmark={benchmarks.names()[0]}.")
+    benchmarks.check_name(given["benchmark"])
     return given
 
 

@@ -2,8 +2,8 @@
 
     python -m scripts.report profile=smol      (or `make report PROFILE=smol`)
 
-It reads results/<profile>/ and, for the loss curves, the runs that are on this machine. What it writes,
-report/<profile>.html, needs no network, no scripts and no other file.
+It reads results/<profile>/, or results/published/<profile>/ where you have made no table, and, for the loss curves, the
+runs that are on this machine. What it writes, report/<profile>.html, needs no network, no scripts and no other file.
 """
 
 from pathlib import Path
@@ -13,11 +13,12 @@ from omegaconf import DictConfig
 from data_prep import storage
 from scripts.command import entry_point
 from scripts.table.page import page
+from scripts.table.publish import results_to_read
 
 
 @entry_point
 def main(cfg: DictConfig) -> None:
-    text = page(cfg.profile, Path(cfg.results_dir) / cfg.profile, Path(cfg.runs_dir) / cfg.profile)
+    text = page(cfg.profile, results_to_read(Path(cfg.results_dir), cfg.profile), Path(cfg.runs_dir) / cfg.profile)
     path = Path("report") / f"{cfg.profile}.html"
     path.parent.mkdir(exist_ok=True)
     storage.write_text(path, text)

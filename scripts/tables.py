@@ -5,12 +5,15 @@
 `make table2 PROFILE=smol METHODS=lora_r2,mos_r8 ...` is the same; docs/tables.md explains both, and the files written.
 """
 
+import sys
+
 from omegaconf import DictConfig
 
 from scripts.command import entry_point
 from scripts.config import compose, shared_overrides
 from scripts.table import grid
 from scripts.table.produce import evaluate_missing, train_missing, write
+from scripts.table.rehearsal import rehearse
 
 
 @entry_point
@@ -24,12 +27,18 @@ def main(cfg: DictConfig) -> None:
 
         print(render(cfg, plan(cfg, overrides)))
         return
-    cells = grid.cells(cfg, overrides)
+    if grid.untrained(grid.cells(cfg, overrides)):
+        rehearse(cfg, overrides)
+    cells = grid.cells(cfg, overrides)  # again: a run's key holds the content of the data, which is here now
     if not cells:
         print(f"{cfg.table.name}: none of {', '.join(cfg.methods)} is a row of it; nothing to do.")
         return
-    train_missing(cfg, overrides, cells)
-    write(cfg, overrides, cells, evaluate_missing(cfg, cells))
+    failed = train_missing(cfg, overrides, cells)
+    missing = grid.untrained(cells)
+    finished = [cell for cell in cells if cell not in missing]
+    write(cfg, overrides, finished, evaluate_missing(cfg, finished), failed)
+    if failed:
+        sys.exit("\n".join([f"error: {len(failed)} runs failed, and the table leaves them out:", *failed]))
 
 
 if __name__ == "__main__":

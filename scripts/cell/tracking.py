@@ -19,7 +19,6 @@ from transformers import TrainerCallback
 from eval import predictions
 from eval.benchmarks import Item, spread
 from scripts.cell import runs
-from scripts.table import grid
 
 SECONDS_TO_CONNECT = 20
 ROWS = 200  # of a predictions table, spread over the benchmark's tasks
@@ -95,8 +94,9 @@ def row(cfg: DictConfig) -> DictConfig | None:
 
 
 def is_ablation(cfg: DictConfig) -> bool:
-    """Whether the method is in a row like `MoS -sp`, or in the row of MoS that these are compared with."""
-    return row(cfg) in grid.ablation(cfg.table.rows)
+    """Whether the method's row is part of the table's ablation (`ablation: true` in its yaml)."""
+    mine = row(cfg)
+    return mine is not None and mine.get("ablation", False)
 
 
 def _started(cfg: DictConfig, path: Path) -> Any:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from omegaconf import DictConfig
 
@@ -11,30 +10,20 @@ from scripts.table import collect, grid, statistics
 from scripts.table.produce import evaluate_missing
 from scripts.table.summary import AVERAGE, Entry, better, difference, same_items, strata
 
-Row = tuple[str, str]  # label and rank of a table's row
+RELATIONS = ("higher", "lower", "reaches")
 
 
 @dataclass(frozen=True)
 class Claim:
-    """`row` scores higher or lower than `than`, or reaches it: is not lower."""
+    """A claim of a table's yaml: `row` scores higher or lower than `than`, or reaches it (is not lower).
+
+    row, than: label and rank of rows of the table
+    """
 
     text: str
-    table: str
-    row: Row
-    relation: Literal["higher", "lower", "reaches"]
-    than: Row
-
-
-CLAIMS = (
-    Claim("Sharing alone hurts", "table1", ("Pure Sharing", "64"), "lower", ("LoRA", "2")),
-    Claim("Subset selection repairs it", "table1", ("+ Subset Selection", "64"), "higher", ("Pure Sharing", "64")),
-    Claim("MoS beats LoRA at the budget of LoRA 2", "table2", ("MoS", "4/8"), "higher", ("LoRA", "2")),
-    Claim("MoS beats LoRA at the budget of LoRA 8", "table2", ("MoS", "16/32"), "higher", ("LoRA", "8")),
-    Claim("MoS at e=8 reaches LoRA 64", "table2", ("MoS", "16/32"), "reaches", ("LoRA", "64")),
-    Claim("Shard privatization is needed", "table2", ("MoS -sp", "16/32"), "lower", ("MoS", "16/32")),
-    Claim("Vector sharding is needed", "table2", ("MoS -vs", "16/32"), "lower", ("MoS", "16/32")),
-    Claim("Pair dissociation is needed", "table2", ("MoS -pd", "16/32"), "lower", ("MoS", "16/32")),
-)
+    row: tuple[str, str]
+    relation: str
+    than: tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -93,6 +82,7 @@ def render_claims(outcomes: Sequence[Outcome], profile: str, seeds: Sequence[int
 def outcomes_of(overrides: Sequence[str]) -> list[Outcome]:
     """The outcomes of the claims on one table, whose cells are all finished."""
     cfg = compose(overrides)
+    claims(cfg)
     table = cfg.table.name
     cells = grid.cells(cfg, overrides)
     missing = grid.untrained(cells)
@@ -101,6 +91,21 @@ def outcomes_of(overrides: Sequence[str]) -> list[Outcome]:
     found = collect.results(cells, evaluate_missing(cfg, cells))
     entries, per_task = collect.entries(found, cfg.table.columns), collect.per_task(found)
     candidates = {(row.label, row.rank or ""): [entries[name] for name in row.methods] for row in grid.rows(cfg)}
-    mine = [claim for claim in CLAIMS if claim.table == table]
-    pairs = [(claim, better(candidates[claim.row]), better(candidates[claim.than])) for claim in mine]
+    pairs = [(claim, better(candidates[claim.row]), better(candidates[claim.than])) for claim in claims(cfg)]
     return [compare(*pair, cfg, per_task) for pair in pairs]
+
+
+def claims(cfg: DictConfig) -> list[Claim]:
+    """The claims that the table's yaml makes of its rows. Raises ValueError for one that cannot be judged."""
+    rows = {(row.label, row.rank or ""): row for row in grid.rows(cfg)}
+    found = [Claim(c.text, tuple(c.row), c.relation, tuple(c.than)) for c in cfg.table.get("claims", [])]
+    for claim in found:
+        where = f"Table '{cfg.table.name}', claim '{claim.text}'"
+        if claim.relation not in RELATIONS:
+            raise ValueError(f"{where}: relation={claim.relation} is none of {', '.join(RELATIONS)}.")
+        for row in (claim.row, claim.than):
+            if row not in rows:
+                raise ValueError(f"{where}: the table has no row {' '.join(row)}.")
+            if not rows[row].methods:
+                raise ValueError(f"{where}: the row {' '.join(row)} is left out by methods={list(cfg.methods)}.")
+    return found

@@ -1,7 +1,7 @@
 """Reads finished and evaluated runs from disk: what the renderer needs, and a file of provenance per cell."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,9 @@ import pandas as pd
 from omegaconf import OmegaConf
 
 from eval import predictions
+from eval.session import EVALUATION_CODE
 from scripts.cell import runs
+from scripts.cell.provenance import TRAINING_CODE
 from scripts.table.grid import Cell
 from scripts.table.summary import Entry
 
@@ -33,6 +35,14 @@ class Result:
             name: _json(folder / "metrics.json")
             for name, folder in zip(self.cell.benchmarks, self.folders, strict=True)
         }
+
+    @property
+    def code(self) -> Iterator[tuple[str, str | None]]:
+        """(package, key of its code) of the training and of each evaluation; None: an old run did not record it."""
+        for info in (self.run.info, *self.metrics.values()):
+            recorded = info.get("code", {})
+            packages = EVALUATION_CODE if "scores" in info else TRAINING_CODE
+            yield from ((package, recorded.get(package)) for package in packages)
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -98,7 +108,7 @@ def _entry(method: str, own: Sequence[Result], columns: Sequence[str]) -> Entry:
         method=method,
         rank=_rank(first),
         params=first.info.get("trainable_parameters"),
-        scores=pd.DataFrame.from_dict(scores, orient="index")[list(columns)],
+        scores=pd.DataFrame.from_dict(scores, orient="index").reindex(columns=list(columns)),
         items={
             name: _mean(parts).loc[:, lambda f: f.columns.isin(["task", *columns])] for name, parts in frames.items()
         },

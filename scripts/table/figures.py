@@ -76,20 +76,20 @@ def _scale_parameters(axes: Axes, sizes: Sequence[float]) -> None:
 
 
 def bars(title: str, points: Sequence[Mark], styles: dict[Row, tuple[str, str]]) -> Markup:
-    """Average score of MoS and of its variants, with the difference to MoS."""
+    """Average score of a whole method, which comes first, and of its variants with their difference to it."""
     figure, axes = _axes(title, "average score, percent", "")
     figure.set_figheight(2.4)
     axes.grid(axis="y", visible=False)
-    whole = next((value for row, _, value, *_ in points if row.label == "MoS"), None)
+    whole, _, reference, *_ = points[0]
     for row, _, value, low, high in points:
-        name = f"{row.label} {row.rank}"
+        name = row.name
         axes.barh(name, value, color=styles[row][0], height=0.62)
         axes.hlines(name, low, high, color=INK, linewidth=1)
-        difference = "" if whole is None or row.label == "MoS" else f" ({value - whole:+.2f})"
+        difference = "" if row is whole else f" ({value - reference:+.2f})"
         axes.annotate(f"{value:.2f}{difference}", (high, name), (5, 0), textcoords="offset points", va="center")
     axes.invert_yaxis()
     axes.set_xlim(0, 1.5 * max(high for *_, high in points) or 1)
-    return _svg(figure, f"average score of MoS and its variants, {title}")
+    return _svg(figure, f"average score of {whole.label} and its variants, {title}")
 
 
 def loss_curve(data: str, cells: Sequence[Trained], styles: dict[Row, tuple[str, str]]) -> Markup:
@@ -121,8 +121,6 @@ def _svg(figure: Any, description: str) -> Markup:
 
 def legend(rows: Sequence[Row], styles: dict[Row, tuple[str, str]]) -> list[tuple[str, str, str]]:
     """Colour, sign and text per row."""
-    named = {f"{row.label} {row.rank or ''}".strip(): styles[row] for row in rows}
-    return [
-        (colour, "╌" if name.startswith("Vanilla") else MARKERS[marker], name)
-        for name, (colour, marker) in named.items()
-    ]
+    named = {row.name: row for row in rows}
+    styled = [(name, row, *styles[row]) for name, row in named.items()]
+    return [(colour, "╌" if row.rank is None else MARKERS[marker], name) for name, row, colour, marker in styled]

@@ -1,15 +1,15 @@
 """The cells of a table: which runs its rows need, and which of them are still missing."""
 
-import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from eval import benchmarks
 from scripts.cell import runs
-from scripts.config import CONFIGS, choices, compose
+from scripts.config import CONFIGS, choices, compose, unknown
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,14 @@ class Row:
     label: str
     rank: str | None
     methods: tuple[str, ...]
-    against: str | None  # the LoRA at the same budget, for the paired test
+    against: str | None = None  # the LoRA at the same budget, for the paired test
+    ablation: bool = False  # drawn in the figure of the ablation, whose first row is the whole method
+    candidates: int = 1  # methods of this row in the table's yaml
+
+    @property
+    def name(self) -> str:
+        """Label and rank, as figures and notes call the row."""
+        return f"{self.label} {self.rank or ''}".strip()
 
 
 @dataclass(frozen=True)
@@ -35,24 +42,49 @@ class Cell:
 
 def rows(cfg: DictConfig) -> list[Row]:
     """The table's rows, each with the candidates asked for by `methods` (or the first `candidates` of each row)."""
-    return [Row(r.label, r.rank, _chosen(r.methods, cfg), r.get("against")) for r in cfg.table.rows]
+    return [
+        Row(r.label, r.rank, _chosen(r.methods, cfg), r.get("against"), r.get("ablation", False), len(r.methods))
+        for r in cfg.table.rows
+    ]
 
 
-def ablation(rows: Sequence[Any]) -> list[Any]:
-    """Of rows with `label` and `rank`: those like `MoS -sp`, and the MoS of their rank that they are compared with."""
-    ranks = {row.rank for row in rows if row.label.startswith("MoS -")}
-    return [row for row in rows if row.label.startswith("MoS") and row.rank in ranks]
+def shown_benchmarks(cfg: DictConfig) -> list[str]:
+    """The benchmarks of the table's columns, in their order. Raises ValueError for a column that no benchmark has."""
+    owner = benchmarks.columns(cfg.benchmark.values())
+    for column in cfg.table.columns:
+        if column not in owner:
+            raise ValueError(f"Table '{cfg.table.name}': {unknown('column', column, owner)}")
+    return list(dict.fromkeys(owner[column] for column in cfg.table.columns))
 
 
 def check_methods(methods: Sequence[str]) -> None:
     """Refuse a method that no table has. Raises ValueError naming it, the nearest and all the known ones."""
     tables = [OmegaConf.load(path) for path in sorted((CONFIGS / "table").glob("*.yaml"))]
-    known = sorted({method for table in tables for row in table.rows for method in row.methods})
+    known = {method for table in tables for row in table.rows for method in row.methods}
     for method in methods:
         if method not in known:
-            near = difflib.get_close_matches(method, known, n=1)
-            hint = f" Did you mean '{near[0]}'?" if near else ""
-            raise ValueError(f"No table has a method '{method}'.{hint} Known: {', '.join(known)}.")
+            raise ValueError(f"No table has it: {unknown('method', method, known)}")
+
+
+def check_table(cfg: DictConfig) -> None:
+    """Refuse a table's yaml that would fail, or mix numbers, once its cells are trained. Raises ValueError."""
+    where = f"Table '{cfg.table.name}'"
+    for row in cfg.table.rows:
+        if missing := [key for key in ("label", "rank", "methods") if key not in row]:
+            raise ValueError(f"{where}: a row lacks {', '.join(missing)}: {OmegaConf.to_container(row)}.")
+    named = [method for row in cfg.table.rows for method in row.methods]
+    _refuse_repeated(where, "row", [(row.label, row.rank) for row in cfg.table.rows])
+    _refuse_repeated(where, "method", named)
+    _refuse_repeated(where, "column", cfg.table.columns)
+    _refuse_repeated(where, "dataset", cfg.table.datasets)
+    for group, names in (("method", named), ("dataset", cfg.table.datasets)):
+        for name in names:
+            if name not in choices(group):
+                raise ValueError(f"{where}: {unknown(group, name, choices(group))}")
+    for row in cfg.table.rows:
+        if row.get("against") not in (None, *named):
+            raise ValueError(f"{where}, row {row.label}: against={row.against} is no method of this table.")
+    shown_benchmarks(cfg)
 
 
 def cells(cfg: DictConfig, overrides: Sequence[str]) -> list[Cell]:
@@ -61,22 +93,23 @@ def cells(cfg: DictConfig, overrides: Sequence[str]) -> list[Cell]:
     overrides: what the cells have in common (profile, model, data, ...); method, dataset and seed are added here.
     A vanilla row has one cell, of the first seed. Hydra composes each method and each dataset once, not each of their
     combinations: that keeps a second `make` quick.
+    Raises ValueError as `check_table`, and where two datasets of the table train for one benchmark, or none.
     """
+    check_table(cfg)
     methods = list(dict.fromkeys(method for row in rows(cfg) for method in row.methods))
     if not methods:
         return []
-    shown = list(dict.fromkeys(column.split("_")[0] for column in cfg.table.columns))
-    per_dataset = {d: compose([*overrides, f"method={methods[0]}", f"dataset={d}"]).dataset for d in choices("dataset")}
-    used = {name: node for name, node in per_dataset.items() if set(shown) & set(node.benchmarks)}
+    shown = shown_benchmarks(cfg)
+    datasets = _datasets(cfg, overrides, methods[0], shown)
     found = []
     for method in methods:
         base = compose([*overrides, f"method={method}"])
         vanilla = base.method.config is None
-        for name in [None] if vanilla else used:
-            tested = shown if name is None else [b for b in used[name].benchmarks if b in shown]
+        for name in [None] if vanilla else datasets:
+            tested = shown if name is None else [b for b in datasets[name].benchmarks if b in shown]
             for seed in cfg.seeds[:1] if vanilla else cfg.seeds:
                 base.seed = seed
-                base.dataset = base.dataset if name is None else used[name]
+                base.dataset = base.dataset if name is None else datasets[name]
                 found.append(Cell(method, name, seed, tuple(tested), runs.run_dir(base)))
     return found
 
@@ -90,6 +123,35 @@ def job(cell: Cell) -> list[str]:
 def untrained(found: Sequence[Cell]) -> list[Cell]:
     """The cells that have no finished run yet."""
     return [cell for cell in found if not runs.is_finished(cell.path)]
+
+
+def _datasets(cfg: DictConfig, overrides: Sequence[str], method: str, shown: Sequence[str]) -> dict[str, DictConfig]:
+    """The table's training sets by name. Raises ValueError unless exactly one trains for each shown benchmark."""
+    found = {name: compose([*overrides, f"method={method}", f"dataset={name}"]).dataset for name in cfg.table.datasets}
+    for benchmark in shown:
+        trained = [name for name, dataset in found.items() if benchmark in dataset.benchmarks]
+        if len(trained) != 1:
+            several = f"{' and '.join(trained)} both train" if trained else "none of its datasets trains"
+            raise ValueError(
+                f"Table '{cfg.table.name}': {several} for the benchmark '{benchmark}', but exactly one must; change "
+                "table.datasets, table.columns, or `benchmarks` in configs/dataset."
+            )
+    for name, dataset in found.items():
+        if not set(shown) & set(dataset.benchmarks):
+            raise ValueError(
+                f"Table '{cfg.table.name}': the dataset '{name}' trains for {', '.join(dataset.benchmarks)}, which no "
+                "column shows; leave it out of table.datasets."
+            )
+    return found
+
+
+def _refuse_repeated(where: str, kind: str, names: Iterable[Any]) -> None:
+    seen = set()
+    for name in names:
+        if name in seen:
+            text = name if isinstance(name, str) else " ".join(part for part in name if part)
+            raise ValueError(f"{where} has the {kind} '{text}' twice; its cells would be counted together.")
+        seen.add(name)
 
 
 def _chosen(methods: Sequence[str], cfg: DictConfig) -> tuple[str, ...]:

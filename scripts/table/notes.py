@@ -1,6 +1,7 @@
 """What a table says about itself: profile, seeds, item counts, and every setting that is not the paper's."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,23 +9,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from scripts.config import compose
 from scripts.table.collect import Result, labels
+from scripts.table.experiment import changes
+from scripts.table.grid import shown_benchmarks
 
-ORDINARY = {  # these say where, how much and how, not which experiment
-    "profile", "table", "model", "methods", "seeds", "candidates", "limit", "data", "dry", "workers", "launcher",
-    "gpus", "engine", "wandb", "runs_dir", "cache_dir", "results_dir", "hydra",
-}  # fmt: skip
 COMPARED = ("trainer", "evaluation", "benchmark")  # the sections in which a profile differs from the paper's
 IRRELEVANT = re.compile(r"benchmark\.\w+\.(source|stops)|trainer\.(logging|eval|save)_steps")  # to a score
-
-
-def changes(overrides: Sequence[str]) -> list[str]:
-    """The overrides that make this another experiment than the profile's, sorted."""
-    return sorted(o for o in overrides if re.split(r"[.=@/]", o.lstrip("+~"))[0] not in ORDINARY)
-
-
-def variant(overrides: Sequence[str]) -> str:
-    """A folder of its own for such an experiment, so that it never overwrites the profile's table; else ''."""
-    return re.sub(r"[^\w.=+-]+", "_", "+".join(changes(overrides)))
 
 
 def of(cfg: DictConfig, overrides: Sequence[str], found: Sequence[Result]) -> list[str]:
@@ -44,11 +33,26 @@ def of(cfg: DictConfig, overrides: Sequence[str], found: Sequence[Result]) -> li
         notes.append("Overrides: " + ", ".join(f"`{change}`" for change in changed) + ".")
     if scaled := differences(cfg):
         notes.append("Other than the paper's setting (in brackets): " + "; ".join(scaled) + ".")
-    if "tydiqa" in names and names["tydiqa"] != "TyDi QA":
-        notes.append(
-            f"The columns {names['tydiqa']} stand where the paper has TyDi QA, and are not comparable with it."
-        )
-    return [*notes, *cfg.table.get("notes", [])]
+    for benchmark, label in names.items():
+        title = cfg.benchmark[benchmark].title
+        if label != title:
+            notes.append(f"{label} stands where the paper has {title}, and is not comparable with it.")
+    return [*notes, *mixed_code(found), *cfg.table.get("notes", [])]
+
+
+def mixed_code(found: Sequence[Result]) -> list[str]:
+    """A note for each package of which the cells were made with several versions, or with one that was not recorded."""
+    made: dict[str, Counter[str]] = {}
+    for result in found:
+        for package, key in result.code:
+            made.setdefault(package, Counter())[key or "not recorded"] += 1
+    return [
+        f"Cells of different code under {package}/: "
+        + ", ".join(f"{count} of {key}" for key, count in sorted(versions.items()))
+        + "."
+        for package, versions in sorted(made.items())
+        if len(versions) > 1 or "not recorded" in versions
+    ]
 
 
 def differences(cfg: DictConfig) -> list[str]:
@@ -72,7 +76,7 @@ def times(found: Sequence[Result]) -> dict[str, Any]:
 
 
 def _flat(cfg: DictConfig) -> dict[str, Any]:
-    shown = {column.split("_")[0] for column in cfg.table.columns}
+    shown = shown_benchmarks(cfg)
     found: dict[str, Any] = {"limit": cfg.limit or "all"}
     for section in COMPARED:
         found |= _leaves(section, OmegaConf.to_container(cfg[section], resolve=True))

@@ -10,10 +10,10 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from markupsafe import Markup, escape
 
-from scripts.table import grid, render
+from scripts.table import render
 from scripts.table.figures import FIGURES, Mark, bars, legend, loss_curve, scatter, styles_of
 from scripts.table.grid import Row
-from scripts.table.paper import parameter_count
+from scripts.table.paper import printed_point
 from scripts.table.summary import AVERAGE, reported
 from scripts.table.written import Table, Trained, labels, load_tables, load_trained
 
@@ -28,12 +28,12 @@ def page(profile: str, results: Path, own_runs: Path) -> str:
     trained = list(load_trained(results, own_runs, [row for table in tables for row in table.rows]))
     styles = styles_of(tables)
     with plt.rc_context(FIGURES):
-        sections = [_section(table, render.titles(table.columns[:-1], names), styles) for table in tables]
+        sections = [_section(table, render.titles(table.cfg, names), styles) for table in tables]
         losses = {name: loss_curve(name, own, styles) for name, own in _by_data(trained).items()}
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    return environment.get_template("report.html.j2").render(
+    return environment.get_template("page.html.j2").render(
         profile=profile,
         sections=sections,
         losses=losses,
@@ -45,6 +45,7 @@ def page(profile: str, results: Path, own_runs: Path) -> str:
 
 
 def _section(table: Table, head: dict[str, str], styles: dict[Row, tuple[str, str]]) -> dict[str, Any]:
+    ablation = [row for row in table.rows if row.ablation]
     return {
         "name": table.name,
         "title": table.title,
@@ -54,7 +55,9 @@ def _section(table: Table, head: dict[str, str], styles: dict[Row, tuple[str, st
         "notes": [_html(note) for note in table.notes],
         "legend": legend(table.rows, styles),
         "scatter": [scatter(*drawn, styles) for drawn in _sources(table, table.rows)],
-        "ablation": [bars(*drawn, styles) for drawn in _sources(table, grid.ablation(table.rows))],
+        "ablation": [
+            bars(title, points, styles) for title, points in _sources(table, ablation) if points[0][0] is ablation[0]
+        ],
     }
 
 
@@ -68,7 +71,7 @@ def _measured(table: Table, rows: Sequence[Row]) -> list[Mark]:
     points = []
     for row in rows:
         best = reported(table.summary, row)
-        if not best.empty:
+        if not best.empty and not pd.isna(best.loc[AVERAGE, "value"]):
             line = best.loc[AVERAGE]
             params = None if pd.isna(line.params) else float(line.params)
             points.append((row, params, float(line.value), float(line.ci_low), float(line.ci_high)))
@@ -78,9 +81,10 @@ def _measured(table: Table, rows: Sequence[Row]) -> list[Mark]:
 def _printed(table: Table, rows: Sequence[Row]) -> list[Mark]:
     points = []
     for row in rows:
-        line = table.paper.loc[(row.label, row.rank or "")]
-        value = float(line[AVERAGE])
-        points.append((row, parameter_count(line.params), value, value, value))
+        point = printed_point(table.paper, row, table.columns)
+        if point is not None:
+            params, value = point
+            points.append((row, params, value, value, value))
     return points
 
 

@@ -10,29 +10,31 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from scripts.table.grid import Row
-from scripts.table.paper import parameter_count
+from scripts.table.paper import printed_point
 from scripts.table.summary import AVERAGE, reported
 
 
-def plot(title: str, rows: Sequence[Row], summary: pd.DataFrame, paper: pd.DataFrame) -> bytes:
+def plot(title: str, rows: Sequence[Row], columns: Sequence[str], summary: pd.DataFrame, paper: pd.DataFrame) -> bytes:
     """Average score against trainable parameters as PNG, measured and the paper's in panels of their own.
 
-    A colour is a row, in both panels; vanilla rows, which train nothing, are dashed lines.
+    A colour is a row, in both panels; vanilla rows, which train nothing, are dashed lines. A row that the paper lacks
+    is in the first panel only.
     """
     figure, axes = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
     for axis, name in zip(axes, ["measured, 95% intervals", "paper"], strict=True):
         axis.set(title=name, xlabel="trainable parameters", ylabel="average score, percent", xscale="log")
         axis.grid(alpha=0.3)
     for i, row in enumerate(rows):
-        style = {"color": f"C{i}", "marker": "os^D"[i // 10], "label": f"{row.label} {row.rank or ''}".strip()}
-        printed = paper.loc[(row.label, row.rank or "")]
-        _point(axes[1], style, parameter_count(printed["params"]), float(printed[AVERAGE]))
+        style = {"color": f"C{i}", "marker": "os^D"[i // 10 % 4], "label": row.name}
+        if (point := printed_point(paper, row, columns)) is not None:
+            _point(axes[1], style, *point)
         best = reported(summary, row)
-        if not best.empty:
+        if not best.empty and not np.isnan(best.loc[AVERAGE, "value"]):
             line = best.loc[AVERAGE]
             _point(axes[0], style, line["params"], line["value"])
             axes[0].vlines(line["params"], line["ci_low"], line["ci_high"], color=style["color"], alpha=0.5)
-    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles, loc="outside right center", fontsize=8)
     figure.suptitle(title)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})

@@ -1,7 +1,7 @@
 """Train and evaluate what a table still misses, and write it."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import BrokenExecutor
 from pathlib import Path
 
@@ -9,25 +9,27 @@ from omegaconf import DictConfig
 
 from data_prep import storage
 from scripts.command import sentence
-from scripts.table import grid
+from scripts.table import collect, grid, notes, render
+from scripts.table.experiment import variant
 from scripts.table.launch import launch
-from scripts.table.paper import PRINTED, load_paper
+from scripts.table.paper import load_paper
 from scripts.table.plot import plot
-from scripts.table.summary import summarise
+from scripts.table.summary import Entry, summarise
 
 
-def train_missing(cfg: DictConfig, overrides: Sequence[str], cells: Sequence[grid.Cell]) -> None:
-    """Train the cells without a finished run. Exits with a list of the failed; the others are finished and kept."""
+def train_missing(cfg: DictConfig, overrides: Sequence[str], cells: Sequence[grid.Cell]) -> list[str]:
+    """Train the cells without a finished run; returns a line for each that failed. The others are finished and kept."""
     missing = grid.untrained(cells)
     print(f"{cfg.table.name}: {len(cells)} cells, {len(missing)} to train", file=sys.stderr)
-    failed = _train(cfg, overrides, missing) if missing else []
-    if failed:
-        sys.exit("\n".join([f"error: {len(failed)} of {len(missing)} runs failed:", *failed]))
+    return _train(cfg, overrides, missing) if missing else []
 
 
 def _train(cfg: DictConfig, overrides: Sequence[str], cells: Sequence[grid.Cell], again: bool = True) -> list[str]:
-    """A line for each cell that failed. After a worker was killed, the unfinished cells go on from their last
-    checkpoints: together, and the next time one by one, so that what is killed again and again is one cell."""
+    """A line for each cell that failed.
+
+    After a worker was killed, the unfinished cells go on from their last checkpoints: first together, and after another
+    kill one by one, so that one cell that is killed again and again does not take others with it.
+    """
     try:
         return launch(overrides, [grid.job(cell) for cell in cells], cfg.launcher, cfg.workers)
     except BrokenExecutor as error:
@@ -46,28 +48,54 @@ def evaluate_missing(cfg: DictConfig, cells: Sequence[grid.Cell]) -> dict[Path, 
     return evaluate_runs(cfg, {cell.path: cell.benchmarks for cell in cells})
 
 
-def write(
-    cfg: DictConfig, overrides: Sequence[str], cells: Sequence[grid.Cell], folders: dict[Path, list[Path]]
-) -> None:
-    """Render the table and the provenance of its cells into the results folder, and print the table."""
-    from scripts.table import collect, notes, render
+def results_folder(cfg: DictConfig, overrides: Sequence[str]) -> Path:
+    """Where a table of these overrides is written: an experiment that they change has a folder of its own."""
+    return Path(cfg.results_dir) / cfg.profile / variant(overrides)
 
-    folder = Path(cfg.results_dir) / cfg.profile / notes.variant(overrides)
+
+def write(
+    cfg: DictConfig,
+    overrides: Sequence[str],
+    cells: Sequence[grid.Cell],
+    folders: Mapping[Path, Sequence[Path]],
+    failed: Sequence[str] = (),
+) -> None:
+    """Render the table and the provenance of its cells into the results folder, and print the table.
+
+    folders: of the evaluations, by run;  failed: lines of the cells that have no result
+    """
     found = collect.results(cells, folders)
-    entries = collect.entries(found, cfg.table.columns)
-    rows = grid.rows(cfg)
-    paper = load_paper(PRINTED / f"{cfg.table.name}.csv")
-    summary = summarise(rows, cfg.table.columns, entries, collect.per_task(found))
-    remarks = [*notes.of(cfg, overrides, found), *render.candidate_notes(rows, summary)]
-    titles = render.titles(cfg.table.columns, collect.labels(found))
-    text = render.markdown(cfg.table.title, rows, cfg.table.columns, summary, paper, titles, remarks)
-    stem = folder / cfg.table.name
-    (folder / "cells" / cfg.model.name).mkdir(parents=True, exist_ok=True)
+    per_task, labels = collect.per_task(found), collect.labels(found)
+    remarks = [*notes.of(cfg, overrides, found), *(f"Failed: {line}" for line in failed)]
+    stem = results_folder(cfg, overrides) / cfg.table.name
+    files = drawn(cfg, collect.entries(found, cfg.table.columns), per_task, labels, remarks)
     for result in found:
         name = f"{result.cell.method}-{result.cell.dataset or 'none'}-seed{result.cell.seed}.json"
-        storage.write_json(folder / "cells" / cfg.model.name / name, collect.provenance(result))
+        storage.write_json(stem.parent / "cells" / cfg.model.name / name, collect.provenance(result))
     storage.write_json(stem.with_name(f"{stem.name}-times.json"), notes.times(found))
-    storage.write_text(stem.with_suffix(".csv"), render.csv(cfg.table.name, summary, entries, paper))
-    storage.write_bytes(stem.with_suffix(".png"), plot(cfg.table.title, rows, summary, paper))
-    storage.write_text(stem.with_suffix(".md"), text)
-    print(f"{text}\n{stem.with_suffix('.md')}")
+    for suffix, content in files.items():
+        storage.write_bytes(stem.with_suffix(suffix), content)
+    print(f"{files['.md'].decode()}\n{stem.with_suffix('.md')}")
+
+
+def drawn(
+    cfg: DictConfig,
+    entries: Mapping[str, Entry],
+    per_task: Collection[str],
+    labels: Mapping[str, str],
+    remarks: Sequence[str],
+) -> dict[str, bytes]:
+    """The files of a table by their suffix: CSV, plot, and Markdown.
+
+    entries: what each method reached;  per_task, labels: as `collect` gives them;  remarks: notes under the table
+    """
+    rows, columns, title = grid.rows(cfg), list(cfg.table.columns), cfg.table.title
+    paper = load_paper(cfg.table.name)
+    summary = summarise(rows, columns, entries, per_task)
+    notes_below = [*remarks, *render.candidate_notes(rows, summary)]
+    titles = render.titles(cfg, labels)
+    return {
+        ".csv": render.csv(cfg.table.name, summary, entries, paper).encode(),
+        ".png": plot(title, rows, columns, summary, paper),
+        ".md": render.markdown(title, rows, columns, summary, paper, titles, notes_below).encode(),
+    }

@@ -6,20 +6,26 @@ The output depends on the scores alone: no times, dates or paths, so the same ru
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
+from omegaconf import DictConfig
 
+from eval import benchmarks
 from scripts.table import statistics
 from scripts.table.grid import Row
-from scripts.table.paper import long_form
+from scripts.table.paper import is_copied, long_form, printed
 from scripts.table.summary import AVERAGE, Entry, reported
 
-LABELS = {"mmlu": "MMLU", "bbh": "BBH", "gsm8k": "GSM8K", "tydiqa": "TyDi QA", "humaneval": "HumanEval"}
-METRICS = {"tydiqa_f1": " F1", "tydiqa_em": " EM", "humaneval": " P@1"}
 
+def titles(cfg: DictConfig, labels: Mapping[str, str]) -> dict[str, str]:
+    """Headings of the table's columns, from the yaml of their benchmarks.
 
-def titles(columns: Sequence[str], labels: Mapping[str, str]) -> dict[str, str]:
-    """Headings of the columns; `labels` by benchmark, where its data has another name than the paper's benchmark."""
-    names = LABELS | dict(labels)
-    return {column: names[column.split("_")[0]] + METRICS.get(column, "") for column in columns} | {AVERAGE: "Avg."}
+    labels: benchmark -> the name that its data gives itself, where it is another than the benchmark's
+    """
+    owner = benchmarks.columns(cfg.benchmark.values())
+    found = {}
+    for column in cfg.table.columns:
+        config = cfg.benchmark[owner[column]]
+        found[column] = f"{labels.get(config.name, config.title)} {config.columns[column]}".strip()
+    return found | {AVERAGE: "Avg."}
 
 
 def markdown(
@@ -40,7 +46,7 @@ def markdown(
     table = _pipe(["Method", "Rank", "Source", "# Param.", *(head[c] for c in shown)], lines)
     intervals = _pipe(["Method", "Rank", *(head[c] for c in shown)], interval_lines(rows, shown, summary))
     copied = "paper†: copied by the paper from PRoLoRA (Wang et al., 2024b)."
-    notes = [*notes, copied] if "true" in set(paper.copied_from_prolora) else notes
+    notes = [*notes, copied] if any(is_copied(paper, row) for row in rows) else notes
     parts = [f"# {title}", table, "## Notes", "\n".join(f"- {note}" for note in [*notes, *_comparison_notes(summary)])]
     if not summary.empty:
         parts += ["## 95% confidence intervals (bootstrap over items, measured)", intervals]
@@ -53,15 +59,15 @@ def grid_lines(
     """The cells of the table, two lines per row: label, rank, source, parameters and the `shown` columns as text."""
     lines = []
     for row in rows:
-        printed = paper.loc[(row.label, row.rank or "")]
-        mark = "†" if printed["copied_from_prolora"] == "true" else ""
+        source = f"paper{'†' if is_copied(paper, row) else ''}"
+        theirs = [printed(paper, row, column, shown) for column in ("params", *shown)]
         best = reported(summary, row)
         if best.empty:
             measured = [row.rank or "-", "measured", "-", *(["not run"] + [""] * (len(shown) - 1))]
         else:
             measured = [_rank(row, best), "measured", _params(best), *(_cell(best.loc[c]) for c in shown)]
         lines.append([row.label, *measured])
-        lines.append([row.label, row.rank or "-", f"paper{mark}", printed["params"] or "-", *printed[list(shown)]])
+        lines.append([row.label, row.rank or "-", source, *theirs])
     return lines
 
 
@@ -71,8 +77,7 @@ def interval_lines(rows: Sequence[Row], shown: Sequence[str], summary: pd.DataFr
     for row in rows:
         best = reported(summary, row)
         if not best.empty:
-            cells = [f"{best.loc[c, 'ci_low']:.1f} to {best.loc[c, 'ci_high']:.1f}" for c in shown]
-            lines.append([row.label, _rank(row, best), *cells])
+            lines.append([row.label, _rank(row, best), *(_interval(best.loc[c]) for c in shown)])
     return lines
 
 
@@ -88,7 +93,13 @@ def _params(best: pd.DataFrame) -> str:
     return "-" if pd.isna(params) else f"{int(params):,}"
 
 
+def _interval(line: pd.Series) -> str:
+    return "-" if pd.isna(line["ci_low"]) else f"{line['ci_low']:.1f} to {line['ci_high']:.1f}"
+
+
 def _cell(line: pd.Series) -> str:
+    if pd.isna(line["value"]):
+        return "-"
     text = f"{line['value']:.2f}" + ("" if pd.isna(line["std"]) else f" ± {line['std']:.2f}")
     return f"{text} {_mark(line)}".rstrip()
 
@@ -124,7 +135,7 @@ def candidate_notes(rows: Sequence[Row], summary: pd.DataFrame) -> list[str]:
     notes = []
     for row in rows:
         lines = averages[(averages.label == row.label) & (averages["rank"] == (row.rank or ""))]
-        if "/" in (row.rank or "") and not lines.empty:
+        if row.candidates > 1 and not lines.empty:
             reached = ", ".join(f"`{m}` {v:.2f}" for m, v in zip(lines.method, lines.value, strict=True))
             won = lines.method[lines.won.astype(bool)].iloc[0]
             only = " (the only one run)" if len(lines) == 1 else ", chosen by Avg. over seeds"
@@ -145,7 +156,7 @@ def csv(table: str, summary: pd.DataFrame, entries: Mapping[str, Entry], paper: 
         .drop(columns=["std", "ci_low", "ci_high", "against", "difference", "p", "p_holm"])  # these are over seeds
         .assign(seed=str(seed), value=value)
         for entry in entries.values()
-        for seed, scores in entry.scores.assign(**{AVERAGE: entry.scores.mean(axis=1)}).iterrows()
+        for seed, scores in entry.scores.assign(**{AVERAGE: entry.averages}).iterrows()
         for column, value in scores.items()
     ]
     measured = pd.concat([means, *seeds]).drop(columns="seeds").assign(source="measured")

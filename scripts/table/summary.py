@@ -21,13 +21,18 @@ class Entry:
     method: str
     rank: int | None
     params: int | None  # counted, trainable
-    scores: pd.DataFrame  # index seed, a column per table column, percent
+    scores: pd.DataFrame  # index seed, a column per table column, percent; nan where a cell failed
     items: Mapping[str, pd.DataFrame]  # benchmark -> index item id; `task` and table columns, percent, mean over seeds
 
     @property
     def average(self) -> float:
-        """Mean over the columns of the means over seeds."""
-        return float(self.scores.mean().mean())
+        """Mean over the columns of the means over seeds; nan where a column has no score at all."""
+        return float(self.scores.mean().mean(skipna=False))
+
+    @property
+    def averages(self) -> pd.Series:
+        """The average of each seed that has every score, by seed."""
+        return self.scores.dropna().mean(axis=1)
 
 
 def summarise(
@@ -57,7 +62,7 @@ def summarise(
 
 def better(candidates: Sequence[Entry]) -> Entry:
     """The candidate of a row that the table reports: the one with the higher average over its seeds."""
-    return max(candidates, key=lambda entry: entry.average)
+    return max(candidates, key=lambda entry: -np.inf if np.isnan(entry.average) else entry.average)
 
 
 LINE = [
@@ -69,16 +74,18 @@ LINE = [
 def _line(
     row: Row, entry: Entry, column: str, base: Entry | None, pick: Callable[..., statistics.Strata]
 ) -> dict[str, Any]:
-    per_seed = entry.scores.mean(axis=1) if column == AVERAGE else entry.scores[column]
+    per_seed = entry.averages if column == AVERAGE else entry.scores[column].dropna()
+    line: dict[str, Any] = {
+        "label": row.label, "rank": row.rank or "", "method": entry.method, "r": entry.rank, "params": entry.params,
+        "column": column, "seeds": len(per_seed), "n_items": _count(entry.items, column),
+    }  # fmt: skip
+    if per_seed.empty:  # its cells failed
+        return line | dict.fromkeys(("value", "std", "ci_low", "ci_high", "difference", "p"), np.nan)
     value, std = statistics.spread(list(per_seed))
     low, high = statistics.interval(pick(entry.items))
-    line = {
-        "label": row.label, "rank": row.rank or "", "method": entry.method, "r": entry.rank, "params": entry.params,
-        "column": column, "value": value, "std": std, "seeds": len(entry.scores),
-        "n_items": _count(entry.items, column), "ci_low": low, "ci_high": high,
-    }  # fmt: skip
+    line |= {"value": value, "std": std, "ci_low": low, "ci_high": high}
     if base is None or base is entry or not same_items(entry, base):
-        return line | {"against": None, "difference": np.nan, "p": np.nan}
+        return line | {"difference": np.nan, "p": np.nan}
     differences = {b: difference(entry.items[b], base.items[b]) for b in entry.items}
     parts = pick(differences)
     return line | {"against": base.method, "difference": statistics.score(parts), "p": statistics.p_value(parts)}
@@ -105,8 +112,10 @@ def difference(frame: pd.DataFrame, base: pd.DataFrame) -> pd.DataFrame:
 
 
 def same_items(entry: Entry, base: Entry) -> bool:
-    """Whether both were tested on the same items, so that they can be paired."""
-    return all(set(entry.items[b].index) == set(base.items[b].index) for b in entry.items)
+    """Whether both were tested on the same benchmarks and items, so that they can be paired."""
+    return entry.items.keys() == base.items.keys() and all(
+        set(entry.items[b].index) == set(base.items[b].index) for b in entry.items
+    )
 
 
 def _count(items: Mapping[str, pd.DataFrame], column: str) -> int:

@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from omegaconf import DictConfig
 
-from scripts.config import compose
+from scripts.config import choices, compose
 from scripts.table import grid
 from scripts.table.grid import Row
-from scripts.table.paper import PRINTED, load_paper
+from scripts.table.paper import load_paper
 from scripts.table.summary import AVERAGE
-
-TABLES = ("table1", "table2", "table3")
 
 
 @dataclass(frozen=True)
 class Table:
     """A table of the results folder, as `scripts.tables` wrote it."""
 
+    cfg: DictConfig  # as composed today
     name: str
     title: str
     rows: list[Row]
@@ -44,7 +44,7 @@ class Trained:
 
 def load_tables(profile: str, results: Path) -> list[Table]:
     """The tables in a results folder. Raises FileNotFoundError if there is none."""
-    found = [_load_table(profile, results, name) for name in TABLES if (results / f"{name}.csv").is_file()]
+    found = [_load_table(profile, results, name) for name in choices("table") if (results / f"{name}.csv").is_file()]
     if not found:
         raise FileNotFoundError(f"{results} holds no table; make one first, e.g. `make table2 PROFILE={profile}`.")
     return found
@@ -52,7 +52,10 @@ def load_tables(profile: str, results: Path) -> list[Table]:
 
 def load_trained(results: Path, own_runs: Path, rows: Sequence[Row]) -> Iterator[Trained]:
     """The trained cells behind the tables, in the order of the rows, from what the results say of each."""
-    cells = [(path.parent.name, json.loads(path.read_text())) for path in sorted(results.glob("cells/*/*.json"))]
+    cells = [
+        (path.parent.name, json.loads(path.read_text(encoding="utf-8")))
+        for path in sorted(results.glob("cells/*/*.json"))
+    ]
     for row in dict.fromkeys(rows):
         for model, cell in cells:
             if cell["method"] in row.methods and cell["dataset"] is not None:
@@ -66,13 +69,17 @@ def _load_table(profile: str, results: Path, name: str) -> Table:
     frame = pd.read_csv(results / f"{name}.csv", dtype={"label": str, "rank": str, "seed": str})
     measured = frame[(frame.source == "measured") & (frame.seed == "mean")]
     summary = measured.assign(rank=measured["rank"].fillna(""), won=measured.won.astype(bool))
-    text = (results / f"{name}.md").read_text()
+    text = (results / f"{name}.md").read_text(encoding="utf-8")
     notes = re.findall(r"^- (.*)$", text.partition("## Notes")[2], flags=re.MULTILINE)
-    paper = load_paper(PRINTED / f"{name}.csv")
-    return Table(name, cfg.table.title, grid.rows(cfg), [*cfg.table.columns, AVERAGE], summary, paper, notes)
+    paper = load_paper(name)
+    return Table(cfg, name, cfg.table.title, grid.rows(cfg), [*cfg.table.columns, AVERAGE], summary, paper, notes)
 
 
 def labels(results: Path) -> dict[str, str]:
     """The name that each benchmark's data gives itself."""
-    cells = [json.loads(path.read_text()) for path in sorted(results.glob("cells/*/*.json"))]
+    cells = [_json(path) for path in sorted(results.glob("cells/*/*.json"))]
     return {name: found["label"] for cell in cells for name, found in cell["evaluation"].items()}
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))

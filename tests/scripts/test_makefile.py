@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.cell.runs import ROOT
+from scripts.config import ROOT
 
 SET = {
     "METHODS": "lora_r2,mos_r8",

@@ -16,7 +16,8 @@ from omegaconf import OmegaConf
 from peft import PeftModel
 from torch.nn.functional import cross_entropy
 
-from scripts.cell import base_model, runs, training
+from scripts.cell import base_model, runs, trainer, training
+from scripts.cell.settings import TrainerSettings
 
 ROOT = Path(__file__).parents[3]
 
@@ -38,7 +39,7 @@ def repeatable(path):
 @pytest.fixture
 def crash(monkeypatch):
     """`crash(step)`: training stops with an error inside this step."""
-    step_of = training.CellTrainer.training_step
+    step_of = trainer.CellTrainer.training_step
 
     def at(step):
         def training_step(self, *args, **kwargs):
@@ -46,7 +47,7 @@ def crash(monkeypatch):
                 raise KeyboardInterrupt
             return step_of(self, *args, **kwargs)
 
-        monkeypatch.setattr(training.CellTrainer, "training_step", training_step)
+        monkeypatch.setattr(trainer.CellTrainer, "training_step", training_step)
 
     yield at
 
@@ -179,7 +180,7 @@ def test_the_loss_is_the_mean_over_labelled_tokens(tiny):
     labels[0, :9], labels[1, :4], labels[2, 12:] = -100, -100, -100
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
     with torch.no_grad():
-        loss = training.CellTrainer.compute_loss(None, model, batch)
+        loss = trainer.CellTrainer.compute_loss(None, model, batch)
         logits = model(input_ids=ids).logits[:, :-1]
     expected = cross_entropy(logits.flatten(0, 1).float(), labels[:, 1:].flatten())  # the plain way: all logits
     assert loss == pytest.approx(expected.item(), rel=1e-3)
@@ -195,14 +196,25 @@ def test_a_loss_that_is_not_finite_stops_with_a_sentence(tiny):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["trainer.max_steps=0"], "trainer.max_steps=0 must be at least 1"),
+        (["trainer.max_steps=0"], "trainer.max_steps=0 is refused: input should be greater than 0"),
         (["trainer.micro_batch_size=3"], "batch_size=4 is not a multiple of trainer.micro_batch_size=3"),
         (["trainer.warmup_ratio=1.5"], "warmup_ratio=1.5"),
-        (["trainer.compute_dtype=float16"], "compute_dtype='float16' is not supported"),
-        (["trainer.adapter_dtype=int8"], "adapter_dtype='int8' is not supported"),
+        (
+            ["trainer.compute_dtype=float16"],
+            "trainer.compute_dtype=float16 is refused: input should be 'bfloat16' or 'float32'",
+        ),
+        (
+            ["trainer.adapter_dtype=int8"],
+            "trainer.adapter_dtype=int8 is refused: input should be 'float32' or 'bfloat16'",
+        ),
         (["trainer.scheduler=stairs"], "stairs"),
         (["trainer.validation_size=1000"], "validation_size=1000"),
-        (["trainer.batch_size=many"], "many"),
+        (["trainer.batch_size=many"], "trainer.batch_size=many is refused: input should be a valid integer"),
+        (["trainer.max_steps=1.5"], "trainer.max_steps=1.5 is refused"),
+        (["trainer.learning_rate=-1"], "trainer.learning_rate=-1 is refused"),
+        (["trainer.group_by_length=yes"], "trainer.group_by_length=yes is refused"),
+        (["trainer.quantization.type=int4"], "trainer.quantization.type=int4 is refused"),
+        (["+trainer.lr=1"], "Unknown setting trainer.lr"),
         (["dataset.source.messages=nowhere.jsonl"], "nowhere.jsonl"),
         (["method.r=0"], "r"),
     ],
@@ -234,17 +246,17 @@ def test_a_full_disk_is_named_and_leaves_no_half_checkpoint(tiny, monkeypatch):
 
 def test_every_epoch_shows_every_example_once_with_similar_lengths_together():
     lengths = torch.randint(1, 100, (64,), generator=torch.Generator().manual_seed(1)).tolist()
-    order = list(training.TrainingOrder(lengths, batch_size=4, steps=40, seed=0, grouped=True))
+    order = list(trainer.TrainingOrder(lengths, batch_size=4, steps=40, seed=0, grouped=True))
     assert len(order) == 160
     assert sorted(order[:64]) == sorted(order[64:128]) == list(range(64))
     assert order[:64] != order[64:128]
-    assert order == list(training.TrainingOrder(lengths, 4, 40, seed=0, grouped=True))
+    assert order == list(trainer.TrainingOrder(lengths, 4, 40, seed=0, grouped=True))
 
     def padding(order):
         batches = [order[i : i + 4] for i in range(0, 64, 4)]
         return sum(max(lengths[i] for i in batch) * 4 - sum(lengths[i] for i in batch) for batch in batches)
 
-    shuffled = list(training.TrainingOrder(lengths, 4, 40, seed=0, grouped=False))
+    shuffled = list(trainer.TrainingOrder(lengths, 4, 40, seed=0, grouped=False))
     assert sorted(shuffled[:64]) == list(range(64))
     assert padding(order) < 0.5 * padding(shuffled)
 
@@ -262,7 +274,7 @@ def test_adapter_dtype_is_a_setting(tiny):
 def test_the_paper_profile_is_the_papers_finetuning():
     from scripts.config import compose
 
-    settings = training.Settings.of(compose(["profile=paper"]).trainer)
+    settings = TrainerSettings.of(compose(["profile=paper"]).trainer)
     expected = {
         "max_steps": 10_000,
         "batch_size": 16,
@@ -281,7 +293,7 @@ def test_the_paper_profile_is_the_papers_finetuning():
         "adapter_dtype": "float32",
         "quantization": {"type": "nf4", "double_quantization": True},
     }
-    assert {name: getattr(settings, name) for name in expected} == expected
+    assert {name: value for name, value in settings.model_dump().items() if name in expected} == expected
 
 
 def command(cell, runs_dir, *overrides):
@@ -329,5 +341,5 @@ def test_without_a_key_wandb_writes_offline_into_the_run(tiny, monkeypatch):
 
 def test_settings_know_every_key_of_the_trainer_config(tiny):
     cfg = tiny()
-    assert set(OmegaConf.to_container(cfg.trainer)) == set(training.Settings.__dataclass_fields__)
-    assert math.isclose(training.Settings.of(cfg.trainer).warmup_ratio, 0.03)
+    assert set(OmegaConf.to_container(cfg.trainer)) == set(TrainerSettings.model_fields)
+    assert math.isclose(TrainerSettings.of(cfg.trainer).warmup_ratio, 0.03)

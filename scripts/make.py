@@ -1,0 +1,68 @@
+"""Runs a command of this folder with the variables of `make` as its overrides.
+
+    DATA='my data' SEEDS=0,1 python -m scripts.make tables table=table2
+
+is `python -m scripts.tables table=table2 'data="my data"' seeds=[0,1]`. The Makefile hands its variables over in the
+environment, so that no shell and no grammar reads what stands in them.
+"""
+
+import os
+import re
+import runpy
+import shlex
+import sys
+from collections.abc import Mapping
+
+from scripts.command import EXPECTED, sentence
+from scripts.profile import default_profile
+
+SETTINGS = {  # variable -> setting, and how its text becomes a value
+    "DATA": ("data", "text"),
+    "LIMIT": ("limit", "value"),
+    "METHODS": ("methods", "list"),
+    "SEEDS": ("seeds", "list"),
+    "CANDIDATES": ("candidates", "value"),
+    "LAUNCHER": ("launcher", "value"),
+    "GPU": ("gpus", "list"),
+}
+SWITCHES = {"0": "false", "1": "true"}
+
+
+def overrides(variables: Mapping[str, str]) -> list[str]:
+    """The overrides that the variables of `make` stand for; an empty one counts as unset.
+
+    Raises ValueError for DRY other than 0 and 1.
+    """
+    given = {name.removeprefix("MAKE_"): text for name, text in variables.items() if name.startswith("MAKE_") and text}
+    found = [f"profile={given.get('PROFILE') or default_profile()}"]
+    found += [f"{key}={_value(given[name], kind)}" for name, (key, kind) in SETTINGS.items() if name in given]
+    if "DRY" in given:
+        if given["DRY"] not in SWITCHES:
+            raise ValueError(f"DRY={given['DRY']} is refused: DRY=1 prints the plan and trains nothing, DRY=0 trains.")
+        found.append(f"dry={SWITCHES[given['DRY']]}")
+    return [*found, *shlex.split(given.get("OVERRIDES", ""))]
+
+
+def quoted(text: str) -> str:
+    """Text as a value of Hydra's grammar, whatever signs it holds."""
+    literal = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)  # else OmegaConf looks up what is named there
+    escaped = re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), literal)
+    return f"'{escaped}'"
+
+
+def _value(text: str, kind: str) -> str:
+    return {"text": quoted(text), "list": f"[{text}]", "value": text}[kind]
+
+
+def main() -> None:
+    name, *fixed = sys.argv[1:]
+    try:
+        sys.argv[1:] = [*fixed, *overrides(os.environ)]
+    except EXPECTED as error:
+        sys.exit(f"error: {sentence(error)}")
+    sys.argv[0] = name
+    runpy.run_module(f"scripts.{name}", run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()

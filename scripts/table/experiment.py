@@ -1,0 +1,65 @@
+"""Which overrides make a table another experiment: those get a folder of their own and a note under the table."""
+
+import re
+from collections.abc import Sequence
+
+from data_prep.storage import digest
+
+# Overrides that change no score, or only how much of the same experiment is shown; the longest fitting key decides.
+# All others change the experiment.
+ORDINARY = {
+    "profile": "names the folder of the results",
+    "table": "names the file of the results",
+    "benchmark": "which files of configs/benchmark are composed; the table's columns say which are used",
+    "methods": "which rows are run; the others are shown as not run",
+    "seeds": "how many repetitions; the notes name them",
+    "candidates": "which ranks of a row like 4/8 are run; the notes name them",
+    "limit": "how many items; the notes count them",
+    "data": "where the original files are; their content is part of every key, and stand-ins name themselves",
+    "runs": "read by scripts.evaluate alone",
+    "dry": "nothing is trained or written",
+    "gpus": "read by the plan alone",
+    "search": "read by scripts.search alone",
+    "workers": "how many runs are trained at a time; the same bytes",
+    "launcher": "where runs are trained; the same bytes",
+    "hydra": "how Hydra starts its jobs",
+    "wandb": "where runs are logged",
+    "runs_dir": "a place",
+    "cache_dir": "a place",
+    "results_dir": "a place",
+    "trainer.logging_steps": "how often something is written down",
+    "trainer.eval_steps": "how often the validation loss is taken",
+    "trainer.save_steps": "how often a checkpoint is written",
+    "engine.batch_size": "memory against speed",
+    "engine.max_num_seqs": "memory against speed",
+    "engine.max_loras": "memory against speed",
+    "engine.gpu_memory_utilization": "memory against speed",
+    "engine.cpu_kv_cache_gib": "memory against speed",
+    "engine.cpu_threads": "cores against speed",
+}
+WHOLE = ("table", "benchmark", "model")  # ordinary as a choice (table=table2), not in what is below (table.columns=...)
+LONGEST = 100  # characters of a folder's name
+
+
+def is_ordinary(override: str) -> bool:
+    """Whether an override leaves the experiment what it is.   override: as on the command line, or a bare key"""
+    key = re.split(r"[=@]", override.lstrip("+~"))[0].replace("/", ".")
+    if key == "model":
+        return True  # `shared_overrides` sets it, to the model that plays the table's in the profile
+    if key.partition(".")[0] in WHOLE and "." in key:
+        return False
+    return any(key == known or key.startswith(f"{known}.") for known in ORDINARY)
+
+
+def changes(overrides: Sequence[str]) -> list[str]:
+    """The overrides that make this another experiment than the profile's, sorted."""
+    return sorted(override for override in overrides if not is_ordinary(override))
+
+
+def variant(overrides: Sequence[str]) -> str:
+    """The name of the folder for such an experiment, so that it never overwrites the profile's table; else ''."""
+    text = "+".join(changes(overrides))
+    name = re.sub(r"[^\w.=+-]+", "_", text)
+    if name == text and len(name) <= LONGEST:
+        return name
+    return f"{name[:LONGEST]}-{digest(text)[:8]}"  # two texts may look alike once their signs are replaced

@@ -1,0 +1,72 @@
+"""Everything that a table will need, walked once with dry values before the first cell is trained."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from omegaconf import DictConfig
+
+from data_prep.sources import held, locate
+from eval import benchmarks
+from scripts.cell.evaluation import load_benchmark
+from scripts.cell.settings import TrainerSettings
+from scripts.config import choices, compose, unknown
+from scripts.table import grid, notes
+from scripts.table.produce import drawn, results_folder
+from scripts.table.summary import Entry
+
+ITEMS = 12  # of a dry benchmark: two tasks of six
+
+
+def rehearse(cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """Fetch and read the data, check the settings, and render the table from dry values. Nothing is written.
+
+    Raises ValueError, FileNotFoundError and others, each with one sentence, for what would end the table later.
+    """
+    grid.check_table(cfg)
+    TrainerSettings.of(cfg.trainer)
+    check_launcher(cfg)
+    for name in grid.shown_benchmarks(cfg):
+        benchmarks.prompting(cfg.benchmark[name], cfg.evaluation.variant, chat=True)
+        load_benchmark(cfg, name)
+    for name in cfg.table.datasets:
+        source = compose([*overrides, f"dataset={name}"]).dataset.source
+        if source.messages is None:
+            locate(source, cfg.data, Path(cfg.cache_dir))
+        held(source, cfg.data, Path(cfg.cache_dir))
+    drawn(cfg, dry_entries(cfg), grid.shown_benchmarks(cfg)[:1], {}, notes.differences(cfg))
+    if not results_folder(cfg, overrides).name:
+        raise ValueError(f"results_dir={cfg.results_dir} and profile={cfg.profile} name no folder.")
+
+
+def check_launcher(cfg: DictConfig) -> None:
+    """Raise ValueError for a launcher that neither configs/hydra/launcher nor Hydra's plugins have."""
+    if cfg.launcher is None:
+        return
+    known = {*choices("hydra/launcher"), "basic", "joblib", "submitit_local", "submitit_slurm"}
+    if cfg.launcher not in known:
+        raise ValueError(unknown("launcher", cfg.launcher, known))
+
+
+def dry_entries(cfg: DictConfig) -> dict[str, Entry]:
+    """Scores that nobody reached, in the shape of real ones, for every method of the table and every seed."""
+    rng = np.random.default_rng(0)
+    methods = [method for row in grid.rows(cfg) for method in row.methods]
+    return {method: _dry_entry(cfg, method, rng) for method in methods}
+
+
+def _dry_entry(cfg: DictConfig, method: str, rng: np.random.Generator) -> Entry:
+    owner = benchmarks.columns(cfg.benchmark.values())
+    columns = list(cfg.table.columns)
+    ids, tasks = [str(i) for i in range(ITEMS)], ["one", "two"] * (ITEMS // 2)
+    items = {
+        name: pd.DataFrame(
+            {column: 100.0 * rng.integers(0, 2, ITEMS) for column in columns if owner[column] == name}
+            | {"task": tasks},
+            index=ids,
+        )
+        for name in grid.shown_benchmarks(cfg)
+    }
+    scores = pd.DataFrame({column: items[owner[column]][column].mean() for column in columns}, index=list(cfg.seeds))
+    return Entry(method, rank=8, params=1000, scores=scores, items=items)
