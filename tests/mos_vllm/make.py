@@ -1,14 +1,12 @@
-"""Tiny models and MoS adapters of many shapes, and the factors that they stand for."""
+"""Tiny models, and MoS adapters of many shapes as PEFT saves them."""
 
 from pathlib import Path
 
 import torch
 from peft import get_peft_model
-from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import mos
-from mos_vllm.adapter import Adapter
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -52,16 +50,3 @@ def save_adapter(folder: Path, seed: int = 0, strength: float = 0.15, model=None
                 parameter.normal_(0, strength)
     model.save_pretrained(str(folder))
     return folder
-
-
-def factors(adapter: Adapter) -> dict[str, tuple[Tensor, Tensor]]:
-    """A (r, h) and B (o, r) of each module by the equations: rows of shards, scaled; alpha / r is left out."""
-    found = {}
-    for pools in adapter.pools:
-        for block, name in enumerate(pools.modules):
-            a = torch.stack([torch.cat([pools.a[i] for i in row]) for row in pools.index[0, block].tolist()])
-            b = torch.stack([torch.cat([pools.b[i] for i in row]) for row in pools.index[1, block].tolist()], 1)
-            if pools.scale is not None:
-                a = a * pools.scale[block][:, None]
-            found[name] = a, b
-    return found

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 import mos
 from mos_vllm.adapter import AdapterError
 from mos_vllm.reading import PACKED, WEIGHTS, read, stamp
-from tests.mos_vllm.make import ALL, factors, save_adapter, tiny_llama
+from tests.mos_vllm.equations import factors
+from tests.mos_vllm.make import ALL, save_adapter, tiny_llama
 
 ROOT = "base_model.model."
 

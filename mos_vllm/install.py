@@ -1,0 +1,37 @@
+"""Putting the plugin in place: one name of vLLM is rebound, and two methods of its API server are wrapped."""
+
+import vllm
+from vllm.logger import init_logger
+from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
+from vllm.platforms import current_platform
+from vllm.v1.worker import lora_model_runner_mixin
+
+from mos_vllm import api, metrics
+from mos_vllm.expected import VERSIONS, lacking
+from mos_vllm.manager import MosWorkerManager, RefusingWorkerManager
+
+logger = init_logger("vllm.mos")
+
+
+def install() -> None:
+    """Make vLLM take MoS adapters, or refuse them with a reason if this vLLM is not what the plugin was written for."""
+    if missing := next(lacking(), None):
+        RefusingWorkerManager.reason = (
+            f"cannot be served by vLLM {vllm.__version__}, where {missing} is not as expected. Install {VERSIONS}, or "
+            "export the adapter with mos.export_lora."
+        )
+        logger.error("A MoS adapter %s", RefusingWorkerManager.reason)
+        rebind(RefusingWorkerManager)
+        return
+    rebind(MosWorkerManager)
+    api.install()
+    metrics.publish()
+    if current_platform.is_cpu():
+        from mos_vllm import lora_cpu
+
+        lora_cpu.install()
+
+
+def rebind(manager: type[LRUCacheWorkerLoRAManager]) -> None:
+    """Put `manager` where vLLM's model runner looks up the class it builds."""
+    lora_model_runner_mixin.LRUCacheWorkerLoRAManager = manager  # type: ignore[misc]

@@ -1,0 +1,98 @@
+"""The same greedy tokens from MoS folders as from the exported adapters, in every condition that a CPU can show."""
+
+import itertools
+import json
+import subprocess
+import sys
+
+import pytest
+
+import mos
+from tests.mos_vllm.make import save_adapter, tiny_llama
+
+pytestmark = pytest.mark.slow
+pytest.importorskip("vllm", reason="vLLM is not installed")
+
+# More than max_cpu_loras and max_loras, so that slots and the host's places change hands; other r, l, e, types, blocks.
+ADAPTERS = [
+    {},
+    {"seed": 1},
+    {"seed": 2},
+    {"r": 4, "target_modules": ["q_proj", "v_proj"]},
+    {"r": 6, "equivalent_rank": 3, "shards_per_vector": 2, "private_rank": 0, "layers_to_transform": [1, 2, 4, 6, 7]},
+    {"seed": 3},
+    {"r": 16, "equivalent_rank": 4, "shards_per_vector": 1, "target_modules": ["up_proj", "o_proj"]},
+    {"seed": 4, "random_scaling": True, "scale_mean": 1.0, "scale_std": 0.5},
+    {
+        "r": None,
+        "equivalent_rank": 1,
+        "shards_per_vector": 1,
+        "private_rank": 0,
+        "target_modules": ["k_proj", "down_proj"],
+    },
+    {"seed": 5, "pair_dissociation": False},
+    {"seed": 6, "alpha": 5},
+    {"r": 2, "equivalent_rank": 2, "private_rank": 2, "seed": 7},
+    {"seed": 8, "layers_to_transform": [7], "equivalent_rank": 8},
+]
+PROMPTS = [[5, 17, 33, 80, 41], [9, 9, 3], [70, 12, 55, 31, 8, 64, 2]]
+ENGINE = {"dtype": "float32", "enable_lora": True, "max_lora_rank": 16, "max_loras": 3, "max_cpu_loras": 5}
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A base model, adapters as saved (mos-0, ...), and exported (lora-0, ...)."""
+    work = tmp_path_factory.mktemp("work")
+    tiny_llama().save_pretrained(work / "base")
+    for number, settings in enumerate(ADAPTERS):
+        save_adapter(work / f"mos-{number}", **settings)
+        mos.export_lora(work / f"mos-{number}", work / f"lora-{number}")
+    return work
+
+
+def generate(work, name, phases, engine=None, **settings):
+    """The tokens of each phase, in one engine."""
+    path = work / f"{name}.json"
+    full = {"name": name, "engine": ENGINE | (engine or {}), "phases": phases, "prompts": PROMPTS} | settings
+    path.write_text(json.dumps(full), encoding="utf-8")
+    command = [sys.executable, "-m", "tests.mos_vllm.generate", str(work), str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return [json.loads((work / f"{name}-{i}.json").read_text(encoding="utf-8")) for i in range(len(phases))]
+
+
+COUNT = range(len(ADAPTERS))
+NATIVE, EXPORTED = [f"mos-{i}" for i in COUNT], [f"lora-{i}" for i in COUNT]
+MIXED = [f"{'mos' if i % 2 else 'lora'}-{i}" for i in COUNT]
+CONDITIONS = {
+    "float32": {},
+    "bfloat16": {"dtype": "bfloat16"},
+    "no prefix cache": {"enable_prefix_caching": False},
+    "device store for three": {"additional_config": {"mos": {"device_store_gib": 0.0005}}},
+    "tensor parallel": {"tensor_parallel_size": 2},
+    "fully sharded": {"tensor_parallel_size": 2, "fully_sharded_loras": True},
+}
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_native_adapters_give_the_tokens_of_the_exported_ones(work, condition):
+    """Twice over, in another order, and mixed with LoRA adapters in one batch; and the base model stays itself."""
+    phases = [[None, *EXPORTED], [None, *NATIVE], [None, *NATIVE[::-1]], [None, *MIXED]]
+    exported, native, again, mixed = generate(work, condition.replace(" ", "-"), phases, CONDITIONS[condition])
+    assert native == exported and mixed == exported
+    width = len(ADAPTERS) + 1
+    for prompt in range(len(PROMPTS)):
+        rows = again[prompt * width : (prompt + 1) * width]
+        assert [rows[0], *rows[:0:-1]] == exported[prompt * width : (prompt + 1) * width]
+    distinct = {json.dumps(text) for text in exported}
+    assert len(distinct) > 0.8 * len(exported)  # adapters and prompts do differ
+
+
+def test_several_samples_of_one_prompt(work):
+    """n > 1: greedy samples are equal, and equal to the exported adapter's."""
+    exported, native = generate(
+        work, "samples", [EXPORTED[:4], NATIVE[:4]], sampling={"n": 3, "temperature": 0.8, "seed": 7}
+    )
+    assert native == exported
+    assert all(len(samples) == 3 for samples in native)
+    assert any(one != other for samples in native for one, other in itertools.pairwise(samples))
