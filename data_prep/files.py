@@ -1,16 +1,22 @@
 """Reading original files: numbered lines, JSON documents, needed fields, and the tally of broken rows."""
 
 import csv
+import io
 import json
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 from data_prep.storage import remedy
 from data_prep.text import open_text, read_text
 
+log = logging.getLogger(__name__)
+
+LINE_END = re.compile("\r\n|\r|\n")
 BYTES = re.compile("[\udc80-\udcff]")  # bytes that are not UTF-8, where a text was read with "surrogateescape"
 T = TypeVar("T")
 
@@ -79,17 +85,34 @@ def _check_last_line(path: Path, number: int, line: str) -> None:
 
 
 def csv_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """`("path:line", cells)` of every row of a CSV file. No cell is interpreted; a line end inside it is a newline.
+    """`("path:line", cells)` of every row of a CSV file. No cell is interpreted: `None` and `0.10` stay as they are.
 
+    Where all line ends are alike, those inside cells read as newlines, so a file that an editor or unpacker converted
+    gives the same cells. Where some differ, those inside cells stay: MMLU's own files have three such cells.
     Raises ValueError: a quote is not closed, or the file is not UTF-8.
     """
-    with open_text(path) as file:
-        reader = csv.reader(file, strict=True)
-        try:
-            for row in reader:
-                yield f"{path}:{reader.line_num}", row
-        except csv.Error as error:
-            raise ValueError(f"{path}:{reader.line_num}: {error}; {remedy(path)}.") from error
+    with open_text(path, newline="") as file:
+        text = file.read()
+    converted = set(LINE_END.findall(text)) in ({"\r\n"}, {"\r"})
+    if converted:
+        text = LINE_END.sub("\n", text)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        for row in reader:
+            if converted and any("\n" in cell for cell in row):
+                _warn_of_converted(path.parent)
+            yield f"{path}:{reader.line_num}", row
+    except csv.Error as error:
+        raise ValueError(f"{path}:{reader.line_num}: {error}; {remedy(path)}.") from error
+
+
+@cache  # once a folder: MMLU has 57 files
+def _warn_of_converted(folder: Path) -> None:
+    log.warning(
+        "The line ends of files in %s were converted. They are read as newlines, also inside cells; a cell that had "
+        "another line end before cannot be told. Unpack the download again to be sure.",
+        folder,
+    )
 
 
 def load_json(path: Path) -> Any:

@@ -14,13 +14,13 @@ from tqdm import tqdm
 
 from data_prep.chat import IGNORED, encode
 from data_prep.files import Tally
+from data_prep.readers import VERSION
 from data_prep.readers.conversation import Conversation
-from data_prep.sources import Files, find_files, fingerprint, locate
+from data_prep.sources import Files, fingerprint, held, locate
 from data_prep.storage import digest, made_once, write_json
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # raise it when code changes what is prepared from the same files
 SPLIT_SEED = 42
 MESSAGES_READER = {"_target_": "data_prep.readers.messages.read"}
 EXAMPLES_PER_PROCESS = 5_000  # encoding fewer takes less time than starting another process
@@ -62,7 +62,9 @@ def prepare(
         FileNotFoundError, ConnectionError, PermissionError: the raw files are not there (see `sources.locate`)
         ValueError: truncated files, too many broken rows, or fewer examples than `validation_size` needs
     """
-    cache = Path(cache_dir)
+    cache = Path(cache_dir).absolute()  # datasets would take `~` in a relative folder for a home
+    if "::" in str(cache):
+        raise ValueError(f"cache_dir={cache}: datasets takes '::' for a chain of addresses; choose another folder.")
     files, reader = _raw(dataset, data, cache)
     content = {
         "version": VERSION,
@@ -86,13 +88,11 @@ def prepare(
 def _raw(dataset: DictConfig, data: Path | str | None, cache_dir: Path) -> tuple[Files, dict[str, Any]]:
     """The raw files of a training set, and the config of their reader."""
     source = dataset.source
-    if source.messages is None:
-        reader: Any = OmegaConf.to_container(dataset.reader, resolve=True)
-        return find_files(source, locate(source, data, cache_dir)), reader
-    path = Path(source.messages)
-    if not path.is_file():
-        raise FileNotFoundError(f"dataset.source.messages={path} is not a file; give the jsonl of conversations.")
-    return {"messages": [path]}, MESSAGES_READER
+    if source.messages is not None:
+        return held(source, data, cache_dir), MESSAGES_READER
+    locate(source, data, cache_dir)  # downloads what is missing
+    reader: Any = OmegaConf.to_container(dataset.reader, resolve=True)
+    return held(source, data, cache_dir), reader
 
 
 def _tokenizer_content(tokenizer: Any) -> str:

@@ -15,11 +15,12 @@ import logging
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from data_prep.download import downloaded
+from data_prep.download import downloaded, raw_folder
 from data_prep.micro import generate
 from data_prep.storage import sha256, write_json
 
@@ -27,10 +28,12 @@ log = logging.getLogger(__name__)
 
 GENERATED = "generated"  # as `data`: the micro profile's files (data_prep/micro), made when first asked for
 
-# Names that are no data: hidden files (macOS leaves `._name` beside each file), backups, unfinished downloads.
+# Names that are no data: hidden files (macOS leaves `._name` beside each file), backups, locks, unfinished downloads,
+# and the copies that file managers make.
 LEFTOVERS = (
     ".*", "*~", "#*#", "*.bak", "*.orig", "*.swp", "*.tmp", "*.part", "*.partial", "*.download", "*.crdownload",
-    "__MACOSX", "Thumbs.db", "desktop.ini",
+    "__MACOSX", "Thumbs.db", "desktop.ini", "~$*",
+    "Copy of *", "* copy.*", "* copy [0-9]*.*", "* - Copy.*", "* - Copy ([0-9]*).*", "* ([0-9]*).*",
 )  # fmt: skip
 SHOWN = 5  # names in a message
 
@@ -53,6 +56,29 @@ def locate(source: DictConfig, data: Path | str | None, cache_dir: Path) -> Path
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder: data={data} must hold {source.folder} (see docs/data.md).")
     return folder
+
+
+def locate_complete(source: DictConfig, data: Path | str | None, cache_dir: Path | str) -> Path:
+    """As `locate`, where every role must also have its files. Raises as `locate` and `find_files`."""
+    root = locate(source, data, Path(cache_dir))
+    find_files(source, root)
+    return root
+
+
+def held(source: DictConfig, data: Path | str | None, cache_dir: Path) -> Files:
+    """The raw files of a training set that are on this machine already, per role; nothing is downloaded.
+
+    Raises FileNotFoundError if they are not here.
+    """
+    if source.messages is not None:
+        path = Path(source.messages)
+        if not path.is_file():
+            raise FileNotFoundError(f"dataset.source.messages={path} is not a file; give the jsonl of conversations.")
+        return {"messages": [path]}
+    root = raw_folder(source, cache_dir) if data is None else locate(source, data, cache_dir)
+    if not root.is_dir():
+        raise FileNotFoundError(f"{source.folder} has not been downloaded yet.")
+    return find_files(source, root)
 
 
 def find_files(source: DictConfig, root: Path) -> Files:
@@ -91,15 +117,18 @@ def listed(folder: Path, pattern: str) -> list[Path]:
 
 
 def fingerprint(files: Mapping[str, Iterable[Path]], cache_dir: Path) -> dict[str, list[list[str]]]:
-    """`[name, sha256]` of every file, per role. A file whose path, size and time are known is not read again."""
+    """Return `[name, sha256]` of every file, per role.
+
+    `<cache_dir>/fingerprints.json` remembers them: a file with a known path, size and time is not read again.
+    """
     memory = cache_dir / "fingerprints.json"
-    known = json.loads(memory.read_text(encoding="utf-8")) if memory.is_file() else {}
+    known = _remembered(memory)
     seen = {str(path.resolve()): _stamp(path) for paths in files.values() for path in paths}
     fresh = {path for path, stamp in seen.items() if known.get(path, [None])[:-1] != stamp}
     for path in tqdm(sorted(fresh), desc="Reading checksums", disable=len(fresh) < 100):
         known[path] = [*seen[path], sha256(Path(path))]
     if fresh:
-        write_json(memory, known)
+        _remember(memory, known)
     return {role: [[path.name, known[str(path.resolve())][-1]] for path in paths] for role, paths in files.items()}
 
 
@@ -126,6 +155,20 @@ def _some(names: Iterable[str]) -> str:
 @functools.cache  # a table looks for the same files in every cell
 def _warn_once(message: str) -> None:
     log.warning(message)
+
+
+def _remembered(memory: Path) -> dict[str, list[Any]]:
+    try:
+        return dict(json.loads(memory.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):  # missing, damaged, or of another user: the files are read again
+        return {}
+
+
+def _remember(memory: Path, known: dict[str, list[Any]]) -> None:
+    try:
+        write_json(memory, known)
+    except OSError as error:
+        _warn_once(f"{memory} cannot be written ({error.strerror}): the next run reads the files again.")
 
 
 def _stamp(path: Path) -> list[int]:

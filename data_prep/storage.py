@@ -5,14 +5,15 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from filelock import FileLock
 
+FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))  # of the disk, of the user's share of it
 DOWNLOADS = ".downloads.json"  # in a downloaded folder: the checksums of what it was made from
 
 
@@ -41,7 +42,7 @@ def remedy(where: Path | str) -> str:
 def write_bytes(path: Path, content: bytes) -> None:
     """Write `path` so that a reader, or a kill, finds the old content or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     try:
         temporary.write_bytes(content)
         temporary.replace(path)
@@ -60,29 +61,28 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def made_once(target: Path, fill: Callable[[Path], None]) -> Path:
-    """The folder `target`, which `fill` writes if it is not there yet.
+    """Return the folder `target`. If it is not there yet, `fill` writes it.
 
-    Several processes may ask for it at once; nothing half-written stays.
-    Raises OSError, with a remedy, if the disk is full.
+    Several processes, of several users, may ask for it at once. Nothing half-written stays.
+    Raises OSError, with a remedy: the disk is full, or the place cannot be written.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{target}.lock"):
+    if target.is_dir():  # also where the cache is read-only
+        return target
+    _make_writable(target.parent)
+    with FileLock(f"{target}.lock", mode=0o666):
         if not target.is_dir():
-            _make(target, fill)
+            with full_disk_named(target.parent), new_folder(target) as folder:
+                fill(folder)
     return target
 
 
-def _make(target: Path, fill: Callable[[Path], None]) -> None:
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".partial-") as temporary:
-        folder = Path(temporary) / target.name
-        folder.mkdir()
-        try:
-            fill(folder)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            raise OSError(f"The disk is full at {target.parent}; free some space and run the same again.") from error
-        folder.replace(target)
+def _make_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"{folder} cannot be made ({error.strerror}); set cache_dir to a folder of your own.") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"{folder} cannot be written; set cache_dir to a folder of your own.")
 
 
 @contextmanager
@@ -101,10 +101,10 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def full_disk_named(folder: Path) -> Iterator[None]:
-    """A full disk shows in many shapes (of the system, of torch, of safetensors); here it is one OSError."""
+    """Turn every error of a full disk into one OSError. The system, torch and safetensors each raise their own."""
     try:
         yield
     except Exception as error:
-        if "No space left" in str(error) or shutil.disk_usage(folder).free < 2**20:
+        if any(sign in str(error) for sign in FULL) or shutil.disk_usage(folder).free < 2**20:
             raise OSError(f"The disk is full at {folder}. Free some space and run the same command again.") from error
         raise

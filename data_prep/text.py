@@ -21,12 +21,13 @@ MARKS = {
 
 
 @contextmanager
-def open_text(path: Path, errors: str = "strict") -> Iterator[TextIO]:
+def open_text(path: Path, errors: str = "strict", newline: str | None = None) -> Iterator[TextIO]:
     """Open a UTF-8 text file for reading. A file named `.gz` is unpacked.
 
-    Byte-order marks at the start are left out. Every line end (CRLF, CR, LF) reads as a newline. So line ends inside a
-    quoted CSV cell become newlines, too; those inside a JSON string are escaped and stay as they are.
+    Byte-order marks at the start are left out. Every line end (CRLF, CR, LF) reads as a newline. Those inside a JSON
+    string are escaped and stay as they are.
 
+    newline: "" leaves line ends as they are
     errors: "strict", or "surrogateescape" to let a caller find the broken lines itself
     Raises ValueError, naming the file: it has another encoding, or is not a complete gzip file.
     """
@@ -35,7 +36,7 @@ def open_text(path: Path, errors: str = "strict") -> Iterator[TextIO]:
             _refuse_other_encodings(path, file.peek(4)[:4])
             while file.peek(3)[:3] == codecs.BOM_UTF8:
                 file.read(3)
-            yield io.TextIOWrapper(file, encoding="utf-8", errors=errors)
+            yield io.TextIOWrapper(file, encoding="utf-8", errors=errors, newline=newline)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} is not a complete gzip file ({error}); {remedy(path)}.") from error
     except UnicodeDecodeError as error:

@@ -1,13 +1,11 @@
 import io
-import logging
 import os
 import tarfile
 
 import pytest
-from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 from omegaconf import OmegaConf
 
-from data_prep import download, sources, storage
+from data_prep import sources
 
 CONTENT = b'{"a": "x"}\n'
 
@@ -153,80 +151,7 @@ def test_a_role_of_one_file_refuses_several(tmp_path):
         sources.single(files, "rows")
 
 
-# downloads
-
-
-def test_a_download_is_made_once(tmp_path, remote):
-    checked = {"url": url(remote), "to": "sub/new.jsonl", "sha256": storage.sha256(remote)}
-    config = source(upstream=[checked])
-    folder = sources.locate(config, None, tmp_path / "cache")
-    assert (folder / "sub/new.jsonl").read_bytes() == CONTENT
-    remote.unlink()
-    assert sources.locate(config, None, tmp_path / "cache") == folder
-
-
-def test_a_wrong_checksum_stops_and_leaves_nothing(tmp_path, remote):
-    config = source(upstream=[{"url": url(remote), "to": "new.jsonl", "sha256": "0" * 64}])
-    with pytest.raises(ValueError, match=rf"has sha256 {storage.sha256(remote)}, but the config pins 0000"):
-        sources.locate(config, None, tmp_path / "cache")
-    assert nothing_left(tmp_path / "cache")
-
-
-def test_an_unknown_checksum_is_shown_so_that_it_can_be_pinned(tmp_path, remote, caplog):
-    with caplog.at_level(logging.WARNING):
-        sources.locate(source(upstream=[{"url": url(remote), "to": "new.jsonl", "sha256": None}]), None, tmp_path / "c")
-    assert f"sha256: {storage.sha256(remote)}" in caplog.text
-
-
-def test_the_top_folder_of_an_archive_becomes_the_folder(tmp_path, archive):
-    folder = sources.locate(source(upstream=[{"url": url(archive), "sha256": None}]), None, tmp_path / "cache")
-    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    assert names == ["README", "tasks/a.json", "tasks/b.json"]
-
-
-def test_a_truncated_archive_stops_and_leaves_nothing(tmp_path, archive):
-    archive.write_bytes(archive.read_bytes()[:-30])
-    with pytest.raises(ValueError, match=r"archive.tar.gz is not a complete archive"):
-        sources.locate(source(upstream=[{"url": url(archive), "sha256": None}]), None, tmp_path / "cache")
-    assert nothing_left(tmp_path / "cache")
-
-
-@pytest.mark.parametrize("address", ["http://127.0.0.1:9/file.jsonl", "file:///no/such/file.jsonl"])
-def test_a_failed_download_says_what_to_do(tmp_path, address):
-    config = source(upstream=[{"url": address, "to": "new.jsonl", "sha256": None}])
-    with pytest.raises(ConnectionError, match=rf"Downloading {address} failed .*use a local copy \(data=\.\.\.\)"):
-        sources.locate(config, None, tmp_path / "cache")
-    assert nothing_left(tmp_path / "cache")
-
-
-HUB = {"repo": "someone/set", "revision": "abc", "file": "f.jsonl", "to": "new.jsonl", "sha256": None}
-
-
-def test_a_hub_file_is_asked_for_at_its_revision(tmp_path, monkeypatch):
-    def fake(filename, local_dir, **where):
-        assert (filename, where) == ("f.jsonl", {"repo_id": "someone/set", "repo_type": "dataset", "revision": "abc"})
-        (local_dir / filename).write_bytes(CONTENT)
-        return str(local_dir / filename)
-
-    monkeypatch.setattr(download, "hf_hub_download", fake)
-    folder = sources.locate(source(upstream=[HUB]), None, tmp_path / "cache")
-    assert (folder / "new.jsonl").read_bytes() == CONTENT
-
-
-@pytest.mark.parametrize(
-    "raised, expected, text",
-    [
-        (GatedRepoError, PermissionError, "someone/set/f.jsonl is gated.*set HF_TOKEN"),
-        (LocalEntryNotFoundError, ConnectionError, "Downloading someone/set/f.jsonl failed.*check the network"),
-    ],
-)
-def test_hub_errors_are_one_sentence(tmp_path, monkeypatch, raised, expected, text):
-    def fake(**_):
-        raise raised.__new__(raised, "no")
-
-    monkeypatch.setattr(download, "hf_hub_download", fake)
-    with pytest.raises(expected, match=text):
-        sources.locate(source(upstream=[HUB]), None, tmp_path / "cache")
+# fingerprints
 
 
 def test_fingerprints_depend_on_content_and_name_not_on_the_folder(tmp_path):
@@ -250,13 +175,3 @@ def test_a_known_file_is_not_read_again_unless_it_changed(tmp_path, monkeypatch)
     assert read == []
     os.utime(path, ns=(1, 1))
     assert sources.fingerprint({"rows": [path]}, tmp_path) == {"rows": [["rows.jsonl", "new"]]}
-
-
-def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path):
-    def fill(folder):
-        (folder / "half").write_text("x", encoding="utf-8")
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(OSError, match=r"The disk is full at .*; free some space"):
-        storage.made_once(tmp_path / "cache" / "target", fill)
-    assert nothing_left(tmp_path / "cache")
