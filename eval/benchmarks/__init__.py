@@ -1,34 +1,52 @@
-"""The five benchmarks, one module each, all of one shape.
+"""Benchmarks: one yaml each in configs/benchmark, and a module of this package for prompts, parsing and scoring.
 
-items(raw, tokenizer, settings) -> list[Item]   the prompts, byte for byte those of docs/protocol.md, Benchmarks
-parse(output, item) -> prediction               from what the model wrote, already cut at the stops
-score(item, predictions) -> Verdict             one prediction per sample; percent, keyed by table column
+A module has
 
-What can be said as data (shots, stops, lengths, columns, averages) stands in configs/benchmark/<name>.yaml.
+    load(root) -> raw                              the original files, as they are; len(raw) is the number of items
+    items(raw, tokenizer, prompting) -> [Item]     prompts, byte for byte as docs/protocol.md describes them
+    parse(output, item) -> prediction              from the model's text, cut at the stops, or from the letters' logits
+    score(item, predictions) -> Verdict            percent, one number per entry of METRICS
+    METRICS                                        what the numbers are, in the order of the yaml's `columns`
+
+Several yamls may name one module. What can be said as data (shots, stops, lengths, columns, averages) is in the yaml.
 """
 
 import difflib
 import importlib
+import importlib.util
+import logging
 import string
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from statistics import fmean
 from types import ModuleType
 from typing import Any
 
-NAMES = ("mmlu", "bbh", "gsm8k", "tydiqa", "humaneval")
+log = logging.getLogger(__name__)
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "benchmark"
 VARIANTS = ("authors", "tulu")
+AVERAGES = ("items", "tasks")
+NEEDED = ("name", "version", "title", "module", "columns", "average", "published", "source")
+OPTIONAL = (  # letters, or stops and max_new_tokens, are needed too: see `check`
+    *("letters", "shots", "stops", "max_new_tokens", "samples", "temperature", "top_p"),
+    *("max_prompt_tokens", "max_context_tokens", "programs", "allow_unprotected"),
+)
+
+Config = Mapping[str, Any]  # the resolved content of configs/benchmark/<name>.yaml
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How a benchmark is put to a model: its yaml, the evaluation's variant, the run's chat format."""
+class Prompting:
+    """How a benchmark is put to a model: from its yaml, the evaluation's variant and the run's chat format."""
 
     chat: bool
-    variant: str = "authors"  # authors | tulu
+    variant: str = "authors"  # one of VARIANTS
     stops: tuple[str, ...] = ()
     shots: int = 0
+    letters: tuple[str, ...] = ()  # of the choices, where the answer is a letter
     max_prompt_tokens: int | None = None  # longer prompts lose shots
     max_context_tokens: int | None = None  # longer passages are cut
     allow_unprotected: bool = False  # run programs even where nothing shuts them in
@@ -39,7 +57,7 @@ class Item:
     """One question. `prompt` is the whole text without `<s>`; `gold` is JSON; `extra` is what scoring needs besides."""
 
     id: str
-    task: str  # subject, sub-task or language
+    task: str  # the part of the benchmark it belongs to: a subject, a sub-task, a language
     prompt: str
     gold: Any
     extra: dict[str, Any] = field(default_factory=dict)
@@ -47,30 +65,111 @@ class Item:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Percent per table column, and one remark per sample where there is something to say."""
+    """Percent per entry of the module's METRICS, and one remark per sample where there is something to say."""
 
-    scores: dict[str, float]
+    scores: tuple[float, ...]
     notes: tuple[str, ...] = ()
 
 
-def module(name: str) -> ModuleType:
-    """The module of a benchmark. Raises ValueError for an unknown name, with the nearest known one."""
-    if name not in NAMES:
-        near = difflib.get_close_matches(name, NAMES, n=1)
+def names() -> list[str]:
+    """The benchmarks that have a yaml, sorted."""
+    return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+
+
+def check_name(name: str, known: Sequence[str] | None = None) -> None:
+    """Raise ValueError, with the nearest name, if `name` is not among `known` (None: those that have a yaml)."""
+    known = names() if known is None else known
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
         hint = f" Did you mean '{near[0]}'?" if near else ""
-        raise ValueError(f"There is no benchmark '{name}'; there are {', '.join(NAMES)}.{hint}")
-    return importlib.import_module(f"eval.benchmarks.{name}")
+        raise ValueError(f"There is no benchmark '{name}'; there are {', '.join(known)}.{hint}")
 
 
-def settings(config: dict[str, Any], variant: str, chat: bool) -> Settings:
-    """The settings that a benchmark's yaml gives for one variant and chat format. Raises ValueError on the variant."""
+def module(config: Config) -> ModuleType:
+    """The module that a benchmark's yaml names. Raises ValueError if there is none of this name."""
+    name = config["module"]
+    path = f"{__name__}.{name}"
+    if importlib.util.find_spec(path) is None:
+        raise ValueError(
+            f"configs/benchmark/{config['name']}.yaml names the module '{name}', but there is no "
+            f"eval/benchmarks/{name}.py."
+        )
+    return importlib.import_module(path)
+
+
+def check(config: Config) -> None:
+    """Raise ValueError, in one sentence, for a yaml with which a table would fail later."""
+    where = f"configs/benchmark/{config.get('name', '?')}.yaml"
+    if missing := [key for key in NEEDED if config.get(key) is None]:
+        raise ValueError(f"{where} lacks {', '.join(missing)}.")
+    if unknown := [key for key in config if key not in NEEDED + OPTIONAL]:
+        near = difflib.get_close_matches(unknown[0], NEEDED + OPTIONAL, n=1)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        raise ValueError(f"{where} has the key '{unknown[0]}', which nothing reads.{hint}")
+    if not isinstance(config["version"], int) or config["version"] < 1:
+        raise ValueError(f"{where}: version is {config['version']!r}; use a whole number from 1.")
+    if config["average"] not in AVERAGES:
+        raise ValueError(f"{where}: average is '{config['average']}'; choose one of {', '.join(AVERAGES)}.")
+    metrics = module(config).METRICS
+    if len(config["columns"]) != len(metrics):
+        raise ValueError(
+            f"{where}: columns are {', '.join(config['columns'])}, but eval/benchmarks/{config['module']}.py gives "
+            f"{len(metrics)} score(s) per item ({', '.join(metrics)}); name one column for each."
+        )
+    _check_answers(config, where)
+
+
+def _check_answers(config: Config, where: str) -> None:
+    letters = config.get("letters")
+    if letters is None and not (config.get("max_new_tokens") and config.get("stops")):
+        raise ValueError(f"{where} needs letters, or max_new_tokens and stops for answers that are generated.")
+    if letters is not None and (len(set(letters)) != len(letters) or len(letters) < 2):
+        raise ValueError(f"{where}: letters are {letters}; at least two different ones are needed.")
+
+
+def columns(configs: Iterable[Config]) -> dict[str, str]:
+    """{table column: name of its benchmark}. Raises ValueError if two benchmarks have one column."""
+    found: dict[str, str] = {}
+    for config in configs:
+        for column in config["columns"]:
+            if column in found:
+                raise ValueError(
+                    f"The benchmarks '{found[column]}' and '{config['name']}' both have the column '{column}'; "
+                    "rename it in the yaml of one of them."
+                )
+            found[column] = config["name"]
+    return found
+
+
+def load(config: Config, root: Path) -> Any:
+    """The raw data of a benchmark, from the folder of its original files.
+
+    `label` of the result is what its scores are called: the name that the data gives itself, else the yaml's title.
+    The log warns if the number of items is not the published one.
+    Raises ValueError as `check`, FileNotFoundError and ValueError for missing and broken files.
+    """
+    check(config)
+    raw = module(config).load(root)
+    labelled = replace(raw, label=raw.label or config["title"])
+    published = config["published"]["items"]
+    if len(raw) != published and labelled.label == config["title"]:
+        log.warning(
+            "%s has %d items here, %d as published: scores are not comparable.", config["title"], len(raw), published
+        )
+    return labelled
+
+
+def prompting(config: Config, variant: str, chat: bool) -> Prompting:
+    """What a benchmark's yaml gives for one variant and chat format. Raises ValueError for another variant."""
     if variant not in VARIANTS:
         raise ValueError(f"evaluation.variant is '{variant}'; choose one of {', '.join(VARIANTS)}.")
-    return Settings(
+    stops = config.get("stops")
+    return Prompting(
         chat=chat,
         variant=variant,
-        stops=tuple(config["stops"]["chat" if chat else "nochat"][variant]),
+        stops=tuple(stops["chat" if chat else "nochat"][variant]) if stops else (),
         shots=config.get("shots", 0),
+        letters=tuple(config.get("letters") or ()),
         max_prompt_tokens=config.get("max_prompt_tokens"),
         max_context_tokens=config.get("max_context_tokens"),
         allow_unprotected=config.get("allow_unprotected", False),
@@ -82,9 +181,9 @@ def cut(text: str, stops: Sequence[str]) -> str:
     return text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=len(text))]
 
 
-def predict(name: str, item: Item, output: Any, stops: Sequence[str]) -> Any:
+def predict(config: Config, item: Item, output: Any, stops: Sequence[str]) -> Any:
     """The prediction in what a model gave for an item: a text, or the logits of the letters."""
-    return module(name).parse(cut(output, stops) if isinstance(output, str) else output, item)
+    return module(config).parse(cut(output, stops) if isinstance(output, str) else output, item)
 
 
 def matches(prediction: str, gold: str) -> bool:
@@ -123,7 +222,10 @@ def even(size: int, count: int) -> list[int]:
 
 
 def _quotas(sizes: list[int], limit: int) -> list[int]:
-    """How many of `limit` each task gives: one more round to all that still have some, the last round to a spread."""
+    """How many of `limit` each task gives. Every round takes one from each task that has some left.
+
+    The last round may not reach all of them; it takes from tasks that are evenly spaced.
+    """
     quotas = [0] * len(sizes)
     while limit:
         open_tasks = [i for i, size in enumerate(sizes) if quotas[i] < size]
@@ -133,20 +235,19 @@ def _quotas(sizes: list[int], limit: int) -> list[int]:
     return quotas
 
 
-def aggregate(rows: Iterable[dict[str, Any]], average: str) -> dict[str, float]:
-    """Percent per column over rows of {"task", "scores"}: the mean over all items, or over the means of the tasks.
+def aggregate(records: Iterable[Mapping[str, Any]], average: str) -> dict[str, float]:
+    """Percent per column over records of {"task", "scores"}: the mean over items, or over the means of the tasks.
 
-    Raises ValueError without rows or for another average than `items` and `tasks`.
+    Raises ValueError without records, or for an average that is not in AVERAGES.
     """
     tasks: dict[str, list[dict[str, float]]] = defaultdict(list)
-    for row in rows:
-        tasks[row["task"] if average == "tasks" else ""].append(row["scores"])
+    for record in records:
+        tasks[record["task"] if average == "tasks" else ""].append(record["scores"])
     if not tasks:
         raise ValueError("There are no predictions to average.")
-    if average not in ("items", "tasks"):
+    if average not in AVERAGES:
         raise ValueError(f"average is '{average}'; choose 'items' or 'tasks'.")
-    means = [_mean(scores) for scores in tasks.values()]
-    return _mean(means)
+    return _mean([_mean(scores) for scores in tasks.values()])
 
 
 def _mean(scores: list[dict[str, float]]) -> dict[str, float]:

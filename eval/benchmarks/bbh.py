@@ -2,12 +2,57 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from data_prep.benchmarks import BBH
+from data_prep.benchmarks import entries, existing
 from data_prep.chat import user_prompt
-from eval.benchmarks import Item, Settings, Verdict, matches
+from data_prep.files import strict, texts
+from data_prep.text import read_text
+from eval.benchmarks import Item, Prompting, Verdict, matches
 
+METRICS = ("exact match",)
 ANSWER = re.compile(r"[t|T]he answer is (.*?)\.")  # the bar stands in the original's character class too
+
+
+@dataclass(frozen=True)
+class Example:
+    input: str
+    target: str
+
+
+@dataclass(frozen=True)
+class SubTask:
+    examples: tuple[Example, ...]
+    cot_prompt: str  # the official prompt file, canary included
+
+
+@dataclass(frozen=True)
+class BBH:
+    """Sub-tasks by name, in alphabetical order."""
+
+    tasks: dict[str, SubTask]
+    label: str = ""
+
+    def __len__(self) -> int:
+        return sum(len(task.examples) for task in self.tasks.values())
+
+
+def load(root: Path) -> BBH:
+    """`root/bbh/<task>.json` and `root/cot-prompts/<task>.txt`. Raises FileNotFoundError, ValueError."""
+    return BBH({path.stem: _task(path, root) for path in existing(root, "bbh/*.json")})
+
+
+def _task(path: Path, root: Path) -> SubTask:
+    prompt_file = root / "cot-prompts" / f"{path.stem}.txt"
+    if not prompt_file.is_file():
+        raise FileNotFoundError(
+            f"{prompt_file} is missing: every BBH task needs its official chain-of-thought prompt file."
+        )
+    rows = ((f"{path}[{i}]", row) for i, row in enumerate(entries(path, "examples")))
+    examples = strict(rows, lambda row: Example(*texts(row, "input", "target")))
+    return SubTask(tuple(examples), read_text(prompt_file))
 
 
 def direct_shots(prompt_file: str) -> str:
@@ -27,28 +72,39 @@ def _direct(example: str) -> str:
     return f"{question}\nA: {answer}"
 
 
-def prompt(shots: str, question: str, settings: Settings) -> str:
+def prompt(shots: str, question: str, prompting: Prompting) -> str:
     """The whole text given to the model, without `<s>`; `shots` as `direct_shots` returns them."""
     content = f"{shots}\n\nQ: {question}"
-    return user_prompt(content, "A:") if settings.chat else f"{content}\nA:"
+    return user_prompt(content, "A:") if prompting.chat else f"{content}\nA:"
 
 
-def items(raw: BBH, tokenizer: object, settings: Settings) -> list[Item]:
+def items(raw: BBH, tokenizer: object, prompting: Prompting) -> list[Item]:
     """One item per example; the task is the file."""
     shots = {task: direct_shots(rows.cot_prompt) for task, rows in raw.tasks.items()}
     return [
-        Item(id=f"{task}/{i}", task=task, prompt=prompt(shots[task], row.input, settings), gold=row.target)
+        Item(id=f"{task}/{i}", task=task, prompt=prompt(shots[task], row.input, prompting), gold=row.target)
         for task, rows in raw.tasks.items()
         for i, row in enumerate(rows.examples)
     ]
 
 
 def parse(output: str, item: Item | None = None) -> str:
-    """What stands between the first `the answer is` and the next period, or the whole text; stripped."""
+    """The text between the first `the answer is` and the next period, or the whole text; stripped."""
     found = ANSWER.search(output)
     return (found.group(1) if found else output).strip()
 
 
 def score(item: Item, predictions: Sequence[str]) -> Verdict:
     """100 if equal without case and punctuation: in dyck_languages all brackets of one spacing are equal."""
-    return Verdict({"bbh": 100.0 * matches(predictions[0], item.gold)})
+    return Verdict((100.0 * matches(predictions[0], item.gold),))
+
+
+def golden(given: dict[str, Any], judge: Any) -> dict[str, Any]:
+    """The result of a golden case (eval/golden.py)."""
+    prediction, (score,) = judge(given["output"], gold=given["target"])
+    return {"prediction": prediction, "correct": score == 100.0}
+
+
+def golden_prompt(given: dict[str, Any], prompting: Prompting) -> str:
+    """The prompt of a golden case."""
+    return prompt(direct_shots(given["prompt_file"]), given["item"]["input"], prompting)

@@ -1,12 +1,17 @@
-"""GSM8K: grade-school arithmetic, 8-shot chain of thought, exact match of the last number (docs/protocol.md, GSM8K)."""
+"""GSM8K: grade-school arithmetic with worked examples; the last number counts (docs/protocol.md, GSM8K)."""
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from data_prep.benchmarks import GSM8K
+from data_prep.benchmarks import existing
 from data_prep.chat import user_prompt
-from eval.benchmarks import Item, Settings, Verdict, matches
+from data_prep.files import decode, numbered_lines, strict, texts
+from eval.benchmarks import Item, Prompting, Verdict, matches
 
+METRICS = ("exact match",)
 # The eight exemplars of Wei et al. 2022, "Chain-of-thought prompting", Table 20: question, reasoning, answer.
 EXEMPLARS = (
     (
@@ -56,23 +61,44 @@ EXEMPLARS = (
 )
 
 
+@dataclass(frozen=True)
+class Question:
+    question: str
+    answer: str  # the raw field: rationale, `####`, number
+
+
+@dataclass(frozen=True)
+class GSM8K:
+    test: tuple[Question, ...]
+    label: str = ""
+
+    def __len__(self) -> int:
+        return len(self.test)
+
+
+def load(root: Path) -> GSM8K:
+    """`root/test.jsonl`. Raises FileNotFoundError, ValueError."""
+    (path,) = existing(root, "test.jsonl")
+    return GSM8K(tuple(strict(numbered_lines(path), lambda line: Question(*texts(decode(line), "question", "answer")))))
+
+
 def prefix(shots: Sequence[tuple[str, str]]) -> str:
     """Instruction and worked examples, each a (question, reasoning)."""
     head = "Answer the following questions.\n\n" if shots else "Answer the following question.\n\n"
     return head + "".join(f"Question: {question}\nAnswer: {reasoning}\n\n" for question, reasoning in shots)
 
 
-def prompt(question: str, shots: Sequence[tuple[str, str]], settings: Settings) -> str:
+def prompt(question: str, shots: Sequence[tuple[str, str]], prompting: Prompting) -> str:
     """The whole text given to the model, without `<s>`."""
     content = f"{prefix(shots)}Question: {question.strip()}"
-    return user_prompt(content, "Answer:") if settings.chat else f"{content}\nAnswer:"
+    return user_prompt(content, "Answer:") if prompting.chat else f"{content}\nAnswer:"
 
 
-def items(raw: GSM8K, tokenizer: object, settings: Settings) -> list[Item]:
+def items(raw: GSM8K, tokenizer: object, prompting: Prompting) -> list[Item]:
     """One item per test question; the task is the whole benchmark."""
-    shots = EXEMPLARS[: settings.shots]
+    shots = EXEMPLARS[: prompting.shots]
     return [
-        Item(id=str(i), task="gsm8k", prompt=prompt(row.question, shots, settings), gold=gold(row.answer))
+        Item(id=str(i), task="gsm8k", prompt=prompt(row.question, shots, prompting), gold=gold(row.answer))
         for i, row in enumerate(raw.test)
     ]
 
@@ -94,7 +120,19 @@ def parse(output: str, item: Item | None = None) -> str:
 
 def score(item: Item, predictions: Sequence[str]) -> Verdict:
     """100 if the number equals the gold one as text without punctuation: `-10` equals `10`, `5.0` is not `5`."""
-    return Verdict({"gsm8k": 100.0 * matches(predictions[0], item.gold)})
+    return Verdict((100.0 * matches(predictions[0], item.gold),))
+
+
+def golden(given: dict[str, Any], judge: Any) -> dict[str, Any]:
+    """The result of a golden case (eval/golden.py)."""
+    prediction, (score,) = judge(given["output"], gold=gold(given["answer"]))
+    return {"prediction": prediction, "correct": score == 100.0}
+
+
+def golden_prompt(given: dict[str, Any], prompting: Prompting) -> str:
+    """The prompt of a golden case."""
+    shots = [(shot["question"], shot.get("cot_answer") or shot.get("cot") or shot["answer"]) for shot in given["shots"]]
+    return prompt(given["item"]["question"], shots, prompting)
 
 
 def _drop_commas(text: str) -> str:

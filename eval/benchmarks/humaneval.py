@@ -1,40 +1,87 @@
 """HumanEval: Python functions to complete, run against their tests, pass@1 (docs/protocol.md, HumanEval)."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from math import comb
+from pathlib import Path
+from typing import Any
 
-from data_prep.benchmarks import HumanEval
+from data_prep.benchmarks import only
 from data_prep.chat import user_prompt
-from eval.benchmarks import Item, Settings, Verdict
-from eval.sandbox import check_humaneval
+from data_prep.files import decode, numbered_lines, strict, texts
+from eval import sandbox
+from eval.benchmarks import Item, Prompting, Verdict
+
+METRICS = ("pass@1",)
 
 
-def prompt(start: str, instruction: str | None, settings: Settings) -> str:
+@dataclass(frozen=True)
+class Problem:
+    task_id: str
+    prompt: str
+    entry_point: str
+    canonical_solution: str
+    test: str
+    instruction: str | None = None  # of HumanEvalPack, which only the variant tulu reads
+
+
+@dataclass(frozen=True)
+class HumanEval:
+    problems: tuple[Problem, ...]
+    label: str = ""
+
+    def __len__(self) -> int:
+        return len(self.problems)
+
+
+def load(root: Path) -> HumanEval:
+    """`root/HumanEval.jsonl.gz`, packed or not, and HumanEvalPack's `root/humanevalpack.jsonl` if it is there.
+
+    Raises FileNotFoundError, ValueError.
+    """
+    path = only(root, "HumanEval.jsonl.gz", "HumanEval.jsonl")
+    instructions = _pack_instructions(root / "humanevalpack.jsonl")
+    problems = strict(numbered_lines(path), _problem)
+    return HumanEval(tuple(replace(row, instruction=instructions.get(row.task_id)) for row in problems))
+
+
+def _problem(line: str) -> Problem:
+    return Problem(*texts(decode(line), "task_id", "prompt", "entry_point", "canonical_solution", "test"))
+
+
+def _pack_instructions(path: Path) -> dict[str, str]:
+    """By HumanEval's task ids; the Pack's own are `Python/<n>`. Empty without the file."""
+    if not path.is_file():
+        return {}
+    rows = strict(numbered_lines(path), lambda line: texts(decode(line), "task_id", "instruction"))
+    return {task.replace("Python/", "HumanEval/"): instruction for task, instruction in rows}
+
+
+def prompt(start: str, instruction: str | None, prompting: Prompting) -> str:
     """The whole text given to the model, without `<s>`.
 
     start: the imports, signature and docstring to complete; instruction: HumanEvalPack's, read by the tulu variant
     """
-    if not settings.chat:
+    if not prompting.chat:
         return start
-    if settings.variant == "tulu" and instruction is not None:
+    if prompting.variant == "tulu" and instruction is not None:
         return user_prompt(instruction, f"Here is the function:\n\n```python\n{start}")
     # tulu without the Pack file does not repeat the start of the function: a bug of the original, kept
-    repeated = start if settings.variant == "authors" else ""
+    repeated = start if prompting.variant == "authors" else ""
     return user_prompt(
         f"Complete the following python function.\n\n\n{start}", f"Here is the completed function:\n\n\n{repeated}"
     )
 
 
-def items(raw: HumanEval, tokenizer: object, settings: Settings) -> list[Item]:
+def items(raw: HumanEval, tokenizer: object, prompting: Prompting) -> list[Item]:
     """One item per problem; the task is the whole benchmark."""
     return [
         Item(
             id=row.task_id,
             task="humaneval",
-            prompt=prompt(row.prompt, row.instruction, settings),
+            prompt=prompt(row.prompt, row.instruction, prompting),
             gold=row.canonical_solution,
-            extra={"problem": asdict(row), "allow_unprotected": settings.allow_unprotected},
+            extra={"problem": asdict(row), "allow_unprotected": prompting.allow_unprotected},
         )
         for row in raw.problems
     ]
@@ -45,14 +92,33 @@ def parse(output: str, item: Item | None = None) -> str:
     return output
 
 
+def program(problem: dict[str, Any], completion: str) -> str:
+    """What is run: a problem's start, the completion, and the tests. problem: the fields of `Problem`."""
+    return f"{problem['prompt']}{completion}\n{problem['test']}\ncheck({problem['entry_point']})"
+
+
 def score(item: Item, predictions: Sequence[str]) -> Verdict:
     """100 pass@1 of the completions, each run in the sandbox; the notes say how each run ended."""
     problem, unprotected = item.extra["problem"], item.extra.get("allow_unprotected", False)
-    runs = [check_humaneval(problem, completion, allow_unprotected=unprotected) for completion in predictions]
+    runs = [sandbox.check(program(problem, text), allow_unprotected=unprotected) for text in predictions]
     passed = sum(run.passed for run in runs)
-    return Verdict({"humaneval": 100.0 * pass_at_k(len(runs), passed, 1)}, tuple(run.status for run in runs))
+    return Verdict((100.0 * pass_at_k(len(runs), passed, 1),), tuple(run.status for run in runs))
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
     """Unbiased chance that one of `k` of `n` samples passes when `c` of them do (Chen et al. 2021, Eq. 1)."""
     return 1.0 if n - c < k else 1.0 - comb(n - c, k) / comb(n, k)
+
+
+def golden(given: dict[str, Any], judge: Any) -> dict[str, Any]:
+    """The result of a golden case (eval/golden.py)."""
+    completion, (score,) = judge(given["output"], gold=None, extra={"problem": given["problem"]})
+    return {"completion": completion, "passed": score == 100.0}
+
+
+def golden_prompt(given: dict[str, Any], prompting: Prompting) -> str:
+    """The prompt of a golden case."""
+    return prompt(given["item"]["prompt"], given["item"].get("instruction"), prompting)
+
+
+GOLDEN = {"pass_at_k": lambda given: {"pass_at_k": pass_at_k(given["n"], given["c"], given["k"])}}

@@ -1,37 +1,83 @@
-"""MMLU: 57 subjects of multiple choice, answered by the next-token logits of four letters (docs/protocol.md, MMLU)."""
+"""MMLU: 57 subjects of multiple choice, answered by the logits of four letters (docs/protocol.md, MMLU)."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from data_prep.benchmarks import MMLU, MMLUQuestion
+from data_prep.benchmarks import existing
 from data_prep.chat import user_prompt
-from eval.benchmarks import Item, Settings, Verdict
+from data_prep.files import BrokenRow, csv_rows, strict
+from eval.benchmarks import Item, Prompting, Verdict
+from eval.letters import best, listed
 
-LETTERS = ("A", "B", "C", "D")
+METRICS = ("accuracy",)
 ANSWER_PREFIX = {"authors": "The answer is ", "tulu": "The answer is:"}
 
 
-def prompt(subject: str, shots: Sequence[MMLUQuestion], question: MMLUQuestion, settings: Settings) -> str:
+@dataclass(frozen=True)
+class Question:
+    question: str
+    choices: tuple[str, str, str, str]
+    answer: str  # A, B, C or D
+
+
+@dataclass(frozen=True)
+class MMLU:
+    """Questions by subject (as in the file name, with underscores), subjects in alphabetical order."""
+
+    dev: dict[str, tuple[Question, ...]]
+    test: dict[str, tuple[Question, ...]]
+    label: str = ""
+
+    def __len__(self) -> int:
+        return sum(map(len, self.test.values()))
+
+
+def load(root: Path) -> MMLU:
+    """`root/{dev,test}/<subject>_{dev,test}.csv`, without header. Raises FileNotFoundError, ValueError."""
+    subjects = [path.name.removesuffix("_test.csv") for path in existing(root, "test/*_test.csv")]
+    dev, test = (
+        {subject: _questions(root / split / f"{subject}_{split}.csv") for subject in subjects}
+        for split in ("dev", "test")
+    )
+    return MMLU(dev, test)
+
+
+def _questions(path: Path) -> tuple[Question, ...]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: every MMLU subject needs a dev and a test file.")
+    return tuple(strict(csv_rows(path), _question))
+
+
+def _question(row: list[str]) -> Question:
+    if len(row) != 6 or row[5] not in ("A", "B", "C", "D"):
+        raise BrokenRow(
+            f"question, four choices and a letter A to D are needed, got {len(row)} cells ending {row[-1:]}"
+        )
+    question, a, b, c, d, answer = row
+    return Question(question, (a, b, c, d), answer)
+
+
+def prompt(subject: str, shots: Sequence[Question], question: Question, prompting: Prompting) -> str:
     """The whole text given to the model, without `<s>`."""
     head = f"The following are multiple choice questions (with answers) about  {subject.replace('_', ' ')}.\n\n"
-    content = head + "".join(f"{_ask(shot)} {shot.answer}\n\n" for shot in shots) + _ask(question)
-    return user_prompt(content, ANSWER_PREFIX[settings.variant]) if settings.chat else content
+    worked = "".join(f"{_ask(shot, prompting)} {shot.answer}\n\n" for shot in shots)
+    content = head + worked + _ask(question, prompting)
+    return user_prompt(content, ANSWER_PREFIX[prompting.variant]) if prompting.chat else content
 
 
-def _ask(question: MMLUQuestion) -> str:
-    choices = "".join(f"\n{letter}. {choice}" for letter, choice in zip(LETTERS, question.choices, strict=True))
-    return f"{question.question}{choices}\nAnswer:"
+def _ask(question: Question, prompting: Prompting) -> str:
+    return f"{question.question}\n{listed(prompting.letters, question.choices)}Answer:"
 
 
-def items(raw: MMLU, tokenizer: Any, settings: Settings) -> list[Item]:
+def items(raw: MMLU, tokenizer: Any, prompting: Prompting) -> list[Item]:
     """One item per test question; the task is the subject."""
     return [
         Item(
             id=f"{subject}/{i}",
             task=subject,
-            prompt=_fitting(subject, raw.dev[subject][: settings.shots], question, tokenizer, settings),
+            prompt=_fitting(subject, raw.dev[subject][: prompting.shots], question, tokenizer, prompting),
             gold=question.answer,
         )
         for subject, questions in raw.test.items()
@@ -39,30 +85,31 @@ def items(raw: MMLU, tokenizer: Any, settings: Settings) -> list[Item]:
     ]
 
 
-def _fitting(
-    subject: str, shots: Sequence[MMLUQuestion], question: MMLUQuestion, tokenizer: Any, settings: Settings
-) -> str:
+def _fitting(subject: str, shots: Sequence[Question], question: Question, tokenizer: Any, prompting: Prompting) -> str:
     """The prompt with as many of the first shots as fit; without shots nothing is left to drop."""
-    text = prompt(subject, shots, question, settings)
-    if shots and settings.max_prompt_tokens and len(tokenizer.encode(text)) > settings.max_prompt_tokens:
-        return _fitting(subject, shots[:-1], question, tokenizer, settings)
+    text = prompt(subject, shots, question, prompting)
+    if shots and prompting.max_prompt_tokens and len(tokenizer.encode(text)) > prompting.max_prompt_tokens:
+        return _fitting(subject, shots[:-1], question, tokenizer, prompting)
     return text
-
-
-def letter_ids(tokenizer: Any) -> dict[str, int]:
-    """The token scored for each letter: the last one of ` A`, ` B`, ` C`, ` D`."""
-    return {letter: tokenizer.encode(f" {letter}", add_special_tokens=False)[-1] for letter in LETTERS}
 
 
 def parse(output: Mapping[str, float], item: Item | None = None) -> str:
     """The letter with the largest softmax in float32, the first of equals; none if the prompt did not fit."""
-    if not output:
-        return ""
-    logits = np.array([output[letter] for letter in LETTERS], dtype=np.float32)  # (4,)
-    probabilities = np.exp(logits - logits.max())  # not normalised: the order is that of the softmax
-    return LETTERS[int(probabilities.argmax())]
+    return best(output)
 
 
 def score(item: Item, predictions: Sequence[str]) -> Verdict:
     """100 if the letter is the right one."""
-    return Verdict({"mmlu": 100.0 * (predictions[0] == item.gold)})
+    return Verdict((100.0 * (predictions[0] == item.gold),))
+
+
+def golden(given: dict[str, Any], judge: Any) -> dict[str, Any]:
+    """The result of a golden case (eval/golden.py)."""
+    prediction, (score,) = judge(given["letter_logits"], gold=given["answer"])
+    return {"prediction": prediction, "correct": score == 100.0}
+
+
+def golden_prompt(given: dict[str, Any], prompting: Prompting) -> str:
+    """The prompt of a golden case."""
+    question, *shots = [Question(**row) for row in (given["item"], *given["shots"])]
+    return prompt(given["subject"], shots, question, prompting)

@@ -1,16 +1,21 @@
-"""TyDi QA, gold passage: 1-shot reading comprehension, SQuAD v1.1 metric per language (docs/protocol.md, TyDi QA)."""
+"""TyDi QA, gold passages: reading comprehension, SQuAD v1.1 metric per language (docs/protocol.md, TyDi QA)."""
 
 import random
 import re
 import string
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_prep.benchmarks import TyDiQA, TyDiQuestion
+from data_prep.benchmarks import entries, existing
 from data_prep.chat import user_prompt
-from eval.benchmarks import Item, Settings, Verdict
+from data_prep.files import BrokenRow, needed, strict, texts
+from eval.benchmarks import Item, Prompting, Verdict
+
+METRICS = ("F1", "exact match")
 
 
 class Words(NamedTuple):
@@ -49,6 +54,51 @@ WORDS = {
 SEED = 42  # of the draw of the shots
 
 
+@dataclass(frozen=True)
+class Question:
+    id: str
+    language: str  # English name, lower case: the id before its first `-`
+    context: str
+    question: str
+    answers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TyDiQA:
+    """Questions in file order. `label` is XQuAD for that stand-in: its scores must not be called TyDi QA."""
+
+    train: tuple[Question, ...]
+    dev: tuple[Question, ...]
+    label: str = ""
+
+    def __len__(self) -> int:
+        return len(self.dev)
+
+
+def load(root: Path) -> TyDiQA:
+    """`root/tydiqa-goldp-v1.1-{train,dev}.json`, SQuAD layout. Raises FileNotFoundError, ValueError."""
+    train, dev = (tuple(_questions(existing(root, f"tydiqa-goldp-v1.1-{split}.json")[0])) for split in ("train", "dev"))
+    stand_in = any("-xquad-" in question.id for question in dev)
+    return TyDiQA(train, dev, label="XQuAD" if stand_in else "")
+
+
+def _questions(path: Path) -> Iterator[Question]:
+    articles = ((f"{path}[{i}]", article) for i, article in enumerate(entries(path, "data")))
+    for questions in strict(articles, lambda article: list(_of_article(article))):
+        yield from questions
+
+
+def _of_article(article: Any) -> Iterator[Question]:
+    for paragraph in needed(article, "paragraphs", list):
+        (context,) = texts(paragraph, "context")
+        for row in needed(paragraph, "qas", list):
+            id_, question = texts(row, "id", "question")
+            answers = tuple(texts(answer, "text")[0] for answer in needed(row, "answers", list))
+            if not answers:
+                raise BrokenRow(f"question '{id_}' has no answer")
+            yield Question(id_, id_.split("-")[0], context, question, answers)
+
+
 class Shot(NamedTuple):
     """A worked example."""
 
@@ -57,40 +107,40 @@ class Shot(NamedTuple):
     answer: str
 
 
-def prompt(language: str, shots: Iterable[Shot], context: str, question: str, settings: Settings) -> str:
+def prompt(language: str, shots: Iterable[Shot], context: str, question: str, prompting: Prompting) -> str:
     """The whole text given to the model, without `<s>`."""
     words = WORDS[language]
     worked = "".join(f"{_ask(words, s.context, s.question)}{words.answer} {s.answer}\n\n" for s in shots)
     content = f"{words.instruction}\n\n{worked}{_ask(words, context, question)}"
-    return user_prompt(content, words.answer) if settings.chat else content + words.answer
+    return user_prompt(content, words.answer) if prompting.chat else content + words.answer
 
 
 def _ask(words: Words, context: str, question: str) -> str:
     return f"{words.passage} {context}\n{words.question} {question}\n"
 
 
-def items(raw: TyDiQA, tokenizer: Any, settings: Settings) -> list[Item]:
+def items(raw: TyDiQA, tokenizer: Any, prompting: Prompting) -> list[Item]:
     """One item per question of the dev split; the task is the language.
 
     Raises ValueError for a language without instruction or without training questions.
     """
-    shorten = lru_cache(maxsize=None)(partial(cut_context, tokenizer=tokenizer, limit=settings.max_context_tokens))
+    shorten = lru_cache(maxsize=None)(partial(cut_context, tokenizer=tokenizer, limit=prompting.max_context_tokens))
     shots = {
         language: [Shot(shorten(row.context), row.question, row.answers[0]) for row in rows]
-        for language, rows in draw_shots(raw, settings.shots).items()
+        for language, rows in draw_shots(raw, prompting.shots).items()
     }
     return [
         Item(
             id=row.id,
             task=row.language,
-            prompt=prompt(row.language, shots[row.language], shorten(row.context), row.question, settings),
+            prompt=prompt(row.language, shots[row.language], shorten(row.context), row.question, prompting),
             gold=list(row.answers),
         )
         for row in raw.dev
     ]
 
 
-def draw_shots(raw: TyDiQA, count: int) -> dict[str, list[TyDiQuestion]]:
+def draw_shots(raw: TyDiQA, count: int) -> dict[str, list[Question]]:
     """`count` random training questions for each language of the dev split, drawn in alphabetical order, seed 42."""
     draw = random.Random(SEED)
     return {
@@ -99,7 +149,7 @@ def draw_shots(raw: TyDiQA, count: int) -> dict[str, list[TyDiQuestion]]:
     }
 
 
-def _pool(raw: TyDiQA, language: str, count: int) -> list[TyDiQuestion]:
+def _pool(raw: TyDiQA, language: str, count: int) -> list[Question]:
     pool = [row for row in raw.train if row.language == language]
     if language not in WORDS:
         raise ValueError(f"TyDi QA has no instruction for the language '{language}'; known are {', '.join(WORDS)}.")
@@ -124,11 +174,23 @@ def parse(output: str, item: Item | None = None) -> str:
 def score(item: Item, predictions: Sequence[str]) -> Verdict:
     """SQuAD v1.1: exact match and token F1, each the best over the gold answers."""
     return Verdict(
-        {
-            "tydiqa_f1": 100.0 * max(_f1(_words(predictions[0]), _words(answer)) for answer in item.gold),
-            "tydiqa_em": 100.0 * max(_words(predictions[0]) == _words(answer) for answer in item.gold),
-        }
+        (
+            100.0 * max(_f1(_words(predictions[0]), _words(answer)) for answer in item.gold),
+            100.0 * max(_words(predictions[0]) == _words(answer) for answer in item.gold),
+        )
     )
+
+
+def golden(given: dict[str, Any], judge: Any) -> dict[str, Any]:
+    """The result of a golden case (eval/golden.py)."""
+    _, (f1, exact_match) = judge(given["output"], gold=given["answers"])
+    return {"exact_match": exact_match, "f1": f1}
+
+
+def golden_prompt(given: dict[str, Any], prompting: Prompting) -> str:
+    """The prompt of a golden case."""
+    shots = [Shot(**shot) for shot in given["shots"]]
+    return prompt(given["lang"], shots, given["item"]["context"], given["item"]["question"], prompting)
 
 
 def _words(text: str) -> list[str]:

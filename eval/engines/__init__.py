@@ -18,6 +18,15 @@ class Decoding:
     seed: int = 0
 
 
+def resolve_dtype(dtype: str) -> str:
+    """`auto` is bfloat16 on CUDA, as in the reference, and float32 on a CPU, where a rerun then gives the same text."""
+    if dtype != "auto":
+        return dtype
+    import torch  # only here: commands that end in a message should not wait for it
+
+    return "bfloat16" if torch.cuda.is_available() else "float32"
+
+
 class Request(NamedTuple):
     """A prompt, and who answers it: the LoRA directory `adapter`, None the base model."""
 

@@ -14,8 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, StoppingCriteria
 
 from eval.benchmarks import cut
-from eval.engines import Decoding, Request
-from eval.engines.vllm import resolve_dtype
+from eval.engines import Decoding, Request, resolve_dtype
 
 
 class HfEngine:

@@ -11,15 +11,10 @@ from peft import LoraConfig
 from transformers import AutoTokenizer
 
 from eval.benchmarks import cut
-from eval.engines import Decoding, Request
+from eval.engines import Decoding, Request, resolve_dtype
+from eval.engines.environment import ALWAYS, cpu_environment, set_environment
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the sizes vLLM takes
-# Set before vLLM is imported; a variable that is already set wins.
-CPU_ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # one process: it starts in half the time, and a kill leaves no orphan
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # binding leaves one core idle and collides with other processes
-    "TORCH_COMPILE_DISABLE": "1",  # compiling two small sampling helpers takes 15 s each
-}
 
 
 class VllmEngine:
@@ -44,10 +39,9 @@ class VllmEngine:
         name: str = "vllm",
     ) -> None:
         cpu = not torch.cuda.is_available()
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        set_environment(ALWAYS)
         if cpu:
-            for variable, value in cpu_environment(cpu_kv_cache_gib, cpu_threads).items():
-                os.environ.setdefault(variable, value)
+            set_environment(cpu_environment(cpu_kv_cache_gib, cpu_threads))
             torch._dynamo.config.disable = os.environ["TORCH_COMPILE_DISABLE"] == "1"  # read before it was set
         from vllm import LLM  # after the environment is set
 
@@ -136,17 +130,6 @@ class VllmEngine:
             return None
         number = self._adapters.setdefault(adapter, len(self._adapters) + 1)
         return LoRARequest(f"adapter-{number}", number, str(adapter))
-
-
-def resolve_dtype(dtype: str) -> str:
-    """`auto`: bfloat16 on CUDA, as the reference; float32 on CPU, where a rerun then gives the same text."""
-    return dtype if dtype != "auto" else "bfloat16" if torch.cuda.is_available() else "float32"
-
-
-def cpu_environment(kv_cache_gib: int, threads: int | None = None) -> dict[str, str]:
-    """The variables for vLLM without CUDA; threads None: as many as there are cores."""
-    threads = threads or len(os.sched_getaffinity(0))
-    return CPU_ENVIRONMENT | {"VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib), "OMP_NUM_THREADS": str(threads)}
 
 
 def _lora_settings(adapters: Sequence[Path], together: int, cpu: bool) -> dict[str, Any]:

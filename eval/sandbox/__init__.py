@@ -1,4 +1,4 @@
-"""HumanEval programs, run where they can do no harm and cannot vouch for themselves. docs/sandbox.md explains how."""
+"""Programs that a model wrote, run where they can do no harm and cannot vouch for themselves (docs/sandbox.md)."""
 
 import functools
 import marshal
@@ -10,7 +10,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from eval.sandbox import isolation
 
@@ -43,30 +43,23 @@ class SandboxError(OSError):
     """The sandbox did not start; this says nothing about the program."""
 
 
-def check_humaneval(
-    problem: dict[str, Any], completion: str, timeout_s: float = 3.0, *, allow_unprotected: bool = False
-) -> Outcome:
-    """Run `{prompt}{completion}\\n{test}\\ncheck({entry_point})` of one HumanEval row (docs/protocol.md, HumanEval).
+def check(program: str, timeout_s: float = 3.0, *, allow_unprotected: bool = False) -> Outcome:
+    """Run one Python program.
 
-    It passes only if it reaches its end; a timer stops it after `timeout_s` seconds, a kill one second later.
+    It passes only if it reaches its end. A timer stops it after `timeout_s` seconds, a kill one second later.
     Raises ValueError for a time that is not positive, PermissionError as `require_protection`, SandboxError where the
     sandbox does not start.
     """
     if not timeout_s > 0:
         raise ValueError(f"timeout_s={timeout_s} would never stop a program; give a positive number of seconds")
-    active = require_protection(allow_unprotected)
-    program = f"{problem['prompt']}{completion}\n{problem['test']}\ncheck({problem['entry_point']})"
-    return run(active.way, program, timeout_s)
+    return run(require_protection(allow_unprotected).way, program, timeout_s)
 
 
-def require_protection(allow_unprotected: bool = False) -> Protection:
-    """The active protection. Raises PermissionError where there is none and `allow_unprotected` is not set."""
+def require_protection(allow_unprotected: bool = False, key: str = "allow_unprotected") -> Protection:
+    """The active protection. Raises PermissionError, which names `key`, if there is none and it need not be there."""
     active = protection()
     if active.way == "none" and not allow_unprotected:
-        raise PermissionError(
-            f"{active}; to run a model's programs all the same, pass allow_unprotected=True "
-            "(evaluation.humaneval.allow_unprotected=true on the command line)"
-        )
+        raise PermissionError(f"{active}; to run a model's programs all the same, set {key}=true")
     return active
 
 
@@ -88,7 +81,7 @@ def describe(way: str) -> str:
     """One line on what a program finds in the sandbox."""
     bounds = limits(0)
     return (
-        f"HumanEval programs are shut in by {way}: user nobody, no network, no other processes, no files but a private "
+        f"A model's programs are shut in by {way}: user nobody, no network, no other processes, no files but a private "
         f"/tmp of {isolation.TMP_BYTES >> 20} MiB and Python's own (read-only), at most {bounds['RLIMIT_NPROC']} "
         f"processes of {bounds['RLIMIT_AS'] >> 20} MiB, killed {GRACE_S:g} s after their time"
     )

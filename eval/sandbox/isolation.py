@@ -87,7 +87,7 @@ def python_files() -> dict[str, str]:
 @functools.cache
 def stage(process: int) -> Path:
     """A folder of process number `process` for mount points, passable by every user and removed at the end."""
-    folder = Path(tempfile.mkdtemp(prefix="humaneval-"))
+    folder = Path(tempfile.mkdtemp(prefix="sandbox-"))
     folder.chmod(0o711)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder

@@ -10,7 +10,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from data_prep.storage import write_text
-from eval.predictions import Row, read
+from eval.predictions import Record, read
 
 PAGE = """<!doctype html>
 <meta charset="utf-8">
@@ -99,13 +99,13 @@ def write_page(path: Path, title: str, answers: Sequence[Answer]) -> None:
     write_text(path, page.render(title=title, answers=answers))
 
 
-def _answered(row: Row, whose: str) -> list[tuple[str, str]]:
+def _answered(row: Record, whose: str) -> list[tuple[str, str]]:
     mark = "right" if _right(row) else "wrong"
     parts = [(f"{whose}output", _several(row["outputs"])), (f"{whose}parsed, {mark}", _several(row["predictions"]))]
     return [*parts, (f"{whose}notes", _several(row["notes"]))] if row["notes"] else parts
 
 
-def _right(row: Row) -> bool:
+def _right(row: Record) -> bool:
     return min(row["scores"].values()) >= 100.0
 
 

@@ -10,10 +10,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 import mos
-from data_prep import benchmarks as data
+from data_prep.sources import locate_complete
 from data_prep.storage import full_disk_named
-from eval.engines.vllm import resolve_dtype
-from eval.session import Benchmark, Job, Protocol, evaluate
+from eval import benchmarks
+from eval.engines import resolve_dtype
+from eval.session import Benchmark, Conditions, Job, evaluate
 from scripts.cell import base_model, runs, tracking
 
 
@@ -36,11 +37,11 @@ def evaluate_runs(cfg: DictConfig, wanted: Mapping[Path, Sequence[str]]) -> dict
     ]
     adapters = [job.adapter for job in jobs if job.adapter]
     engine = {"name": cfg.engine.name, "dtype": resolve_dtype(cfg.engine.dtype), "context": cfg.engine.max_model_len}
-    protocol = Protocol(checkpoint.name, engine, cfg.evaluation.variant, cfg.limit)
+    conditions = Conditions(checkpoint.name, engine, cfg.evaluation.variant, cfg.limit)
     tokenizer = base_model.load_tokenizer(next(iter(found.values())).cfg.model, cfg.cache_dir)
     with full_disk_named(Path(cfg.runs_dir)):
         start = partial(instantiate, cfg.engine, model=checkpoint, adapters=adapters)
-        folders = iter(evaluate(jobs, loaded, protocol, tokenizer, start))
+        folders = iter(evaluate(jobs, loaded, conditions, tokenizer, start))
         for run in found.values():
             tracking.log_evaluation(run)
     return {job.run_dir: [next(folders) for _ in job.benchmarks] for job in jobs}
@@ -51,8 +52,8 @@ def load_benchmark(cfg: DictConfig, name: str) -> Benchmark:
     if name not in cfg.benchmark:
         raise ValueError(f"Benchmark '{name}' is not among benchmark=[{','.join(cfg.benchmark)}]; add it there.")
     config: Any = OmegaConf.to_container(cfg.benchmark[name], resolve=True)
-    read = getattr(data, f"load_{name}")
-    return Benchmark(config, read(data.locate_benchmark(cfg.benchmark[name], cfg.data, cfg.cache_dir)))
+    root = locate_complete(cfg.benchmark[name].source, cfg.data, cfg.cache_dir)
+    return Benchmark(config, benchmarks.load(config, root))
 
 
 def scores(folder: Path) -> dict[str, float]:

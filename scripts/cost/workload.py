@@ -13,13 +13,6 @@ from scripts.config import compose
 log = logging.getLogger(__name__)
 
 STAND_IN_TOKENIZER = "smollm2_135m"  # where the model's own cannot be had; installed by `make setup`
-PUBLISHED = {  # items, and mean and longest prompt in tokens of SmolLM2's tokenizer (chat, variant authors)
-    "mmlu": (14_042, 127, 631),
-    "bbh": (6_511, 445, 1_300),
-    "gsm8k": (1_319, 822, 912),
-    "tydiqa": (5_077, 922, 1_324),
-    "humaneval": (164, 307, 818),
-}
 
 
 @dataclass(frozen=True)
@@ -63,8 +56,9 @@ def workload(cfg: DictConfig, name: str, tokenizer: Any) -> Workload:
             return Workload(*_prompts(cfg, name, tokenizer), new, samples)
         except FileNotFoundError as error:
             log.warning("%s: its published size counts. %s", name, error)
-    items, prompt, longest = PUBLISHED[name]
-    return Workload(min(items, cfg.limit or items), prompt, longest, new, samples)
+    known = config.published
+    items = min(known["items"], cfg.limit or known["items"])
+    return Workload(items, known["prompt_tokens"], known["longest_prompt_tokens"], new, samples)
 
 
 def _prompts(cfg: DictConfig, name: str, tokenizer: Any) -> tuple[int, float, int]:
@@ -73,8 +67,8 @@ def _prompts(cfg: DictConfig, name: str, tokenizer: Any) -> tuple[int, float, in
     from scripts.cell.evaluation import load_benchmark
 
     benchmark = load_benchmark(cfg, name)
-    settings = benchmarks.settings(benchmark.config, cfg.evaluation.variant, chat=True)
-    items = chosen_items(benchmark, tokenizer, settings, cfg.limit)
+    prompting = benchmarks.prompting(benchmark.config, cfg.evaluation.variant, chat=True)
+    items = chosen_items(benchmark, tokenizer, prompting, cfg.limit)
     lengths = [len(ids) for ids in tokenizer([item.prompt for item in items])["input_ids"]]
     return len(items), fmean(lengths), max(lengths)
 

@@ -1,6 +1,6 @@
 """lm-evaluation-harness, in an environment of its own over this one: what it needs besides stays out of here.
 
-Its version stands in requirements.txt, in the line that begins with `# harness:`.
+Its version stands in requirements/harness.txt.
 """
 
 import os
@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from data_prep import storage
-from eval.benchmarks import Item, mmlu
+from eval.benchmarks import Item
 from eval.engines import Decoding
-from eval.engines.vllm import cpu_environment
+from eval.engines.environment import ALWAYS, cpu_environment
 from scripts.config import ROOT
 
 
@@ -28,9 +28,8 @@ def folder(cache_dir: Path | str) -> Path:
 
 
 def requirement() -> str:
-    """As pip takes it."""
-    lines = (ROOT / "requirements.txt").read_text().splitlines()
-    return next(line.removeprefix("# harness: ") for line in lines if line.startswith("# harness: "))
+    """The pinned harness, in the form that pip takes."""
+    return (ROOT / "requirements/harness.txt").read_text(encoding="utf-8").strip()
 
 
 def is_ready(cache_dir: Path | str) -> bool:
@@ -59,12 +58,13 @@ def environment(cache_dir: Path | str) -> Path:
 def variables(kv_cache_gib: int, threads: int | None) -> dict[str, str]:
     """Environment variables under which the harness's vLLM runs as ours does."""
     ours = {} if torch.cuda.is_available() else cpu_environment(kv_cache_gib, threads)
-    return ours | {"VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1"} | os.environ
+    return ALWAYS | ours | {"HF_HUB_OFFLINE": "1"} | os.environ
 
 
-def write_task(path: Path, items: Sequence[Item], decoding: Decoding | None) -> Path:
-    """A task file at `path` with our whole prompts beside it as its data; decoding None: letters are scored."""
-    rows = [{"prompt": item.prompt, "gold": item.gold if decoding else mmlu.LETTERS.index(item.gold)} for item in items]
+def write_task(path: Path, items: Sequence[Item], asked: Decoding | Sequence[str]) -> Path:
+    """A task file at `path` with our whole prompts beside it as its data. asked: how to generate, or what to score."""
+    golds = [item.gold if isinstance(asked, Decoding) else asked.index(item.gold) for item in items]
+    rows = [{"prompt": item.prompt, "gold": gold} for item, gold in zip(items, golds, strict=True)]
     storage.write_json(path.with_suffix(".json"), rows)
     task: dict[str, Any] = {
         "task": path.stem,
@@ -74,11 +74,11 @@ def write_task(path: Path, items: Sequence[Item], decoding: Decoding | None) -> 
         "doc_to_text": "{{prompt}}",
         "num_fewshot": 0,
     }
-    if decoding:
-        stops = {"until": list(decoding.stops), "max_gen_toks": decoding.max_new_tokens, "do_sample": False}
+    if isinstance(asked, Decoding):
+        stops = {"until": list(asked.stops), "max_gen_toks": asked.max_new_tokens, "do_sample": False}
         task |= {"output_type": "generate_until", "doc_to_target": "{{gold}}", "generation_kwargs": stops}
     else:
-        task |= {"output_type": "multiple_choice", "doc_to_target": "gold", "doc_to_choice": list(mmlu.LETTERS)}
+        task |= {"output_type": "multiple_choice", "doc_to_target": "gold", "doc_to_choice": list(asked)}
     storage.write_json(path, task)  # YAML reads JSON
     return path
 

@@ -14,7 +14,6 @@ from pathlib import Path
 import hydra
 import pytest
 
-from data_prep.benchmarks import load_bbh, load_gsm8k, load_humaneval, load_mmlu, load_tydiqa
 from data_prep.micro import VERSION, generate, key
 from data_prep.micro.functions import LINES
 from data_prep.micro.split import Problem, distinct, side
@@ -23,6 +22,7 @@ from data_prep.micro.words import changed
 from data_prep.micro.world import World
 from data_prep.prepare import prepare
 from data_prep.sources import GENERATED
+from eval.benchmarks import bbh, gsm8k, humaneval, mmlu, tydiqa
 
 TRAINING_SETS = ("super_ni", "flan_v2", "cot", "code_alpaca")
 PROSE = {"inputs", "targets", "instruction", "input", "output", "Definition", "Positive Examples", "Instances"}
@@ -94,42 +94,41 @@ def test_the_readers_of_the_original_files_read_the_training_sets(name, cache, t
 
 
 def test_every_test_item_is_new(root, trained_on):
-    mmlu, tydiqa = load_mmlu(root / "eval/mmlu"), load_tydiqa(root / "eval/tydiqa")
     asked = ["\n".join([q.question, *(f"{letter}. {c}" for letter, c in zip("ABCD", q.choices, strict=True))])
-             for questions in mmlu.test.values() for q in questions]  # fmt: skip
-    asked += [f"Q: {example.input}" for task in load_bbh(root / "eval/bbh").tasks.values() for example in task.examples]
-    asked += [question.question for question in load_gsm8k(root / "eval/gsm8k").test]
-    asked += [problem.prompt for problem in load_humaneval(root / "eval/codex_humaneval").problems]
+             for questions in mmlu.load(root / "eval/mmlu").test.values() for q in questions]  # fmt: skip
+    asked += [f"Q: {example.input}" for task in bbh.load(root / "eval/bbh").tasks.values() for example in task.examples]
+    asked += [question.question for question in gsm8k.load(root / "eval/gsm8k").test]
+    asked += [problem.prompt for problem in humaneval.load(root / "eval/codex_humaneval").problems]
     assert len(asked) == len(set(asked)) > 400
     assert [question for question in asked if question in trained_on] == []
     passages = trained_on.replace("\n", " ")
-    for item in tydiqa.dev:
+    for item in tydiqa.load(root / "eval/tydiqa").dev:
         assert f"{item.context} {item.question}" not in passages
 
 
 def test_training_and_test_questions_look_alike(root, trained_on):
     """The check above would also pass if the two had nothing in common."""
-    problem = load_gsm8k(root / "eval/gsm8k").test[0].question
+    problem = gsm8k.load(root / "eval/gsm8k").test[0].question
     words = set(problem.replace(".", " ").replace("?", " ").split())
     assert all(word in trained_on for word in words)
-    dev = load_mmlu(root / "eval/mmlu").dev
+    dev = mmlu.load(root / "eval/mmlu").dev
     assert all(question.answer in "ABCD" for questions in dev.values() for question in questions)
 
 
 def test_gold_answers_are_right(root):
-    for problem in load_humaneval(root / "eval/codex_humaneval").problems:
+    for problem in humaneval.load(root / "eval/codex_humaneval").problems:
         scope = {}
         exec(f"{problem.prompt}{problem.canonical_solution}\n{problem.test}\ncheck({problem.entry_point})", scope)
-    for question in load_gsm8k(root / "eval/gsm8k").test:
+    for question in gsm8k.load(root / "eval/gsm8k").test:
         steps, _, answer = question.answer.partition("\n#### ")
         assert all(eval(step.split("<<")[1].split("=")[0]) == int(step.split(">>")[1]) for step in steps.split("\n"))
         assert steps.endswith(f">>{answer}")
-    for item in load_tydiqa(root / "eval/tydiqa").dev:
+    for item in tydiqa.load(root / "eval/tydiqa").dev:
         assert all(answer in item.context for answer in item.answers)
 
 
 def test_three_scripts_and_more(root):
-    languages = {item.language for item in load_tydiqa(root / "eval/tydiqa").dev}
+    languages = {item.language for item in tydiqa.load(root / "eval/tydiqa").dev}
     assert languages == {"arabic", "english", "korean", "russian"}
 
 

@@ -29,7 +29,7 @@ def test_rows_come_back_as_they_were_added(tmp_path: Path) -> None:
     path = filled(tmp_path / "new" / "folder")
     assert read(path) == {str(i): row(i) for i in range(5)}
     with Store(path.parent) as store:
-        assert store.rows == read(path)
+        assert store.records == read(path)
         store.add(row(5))
     assert list(read(path)) == list("012345")
 
@@ -49,7 +49,7 @@ def test_a_cut_tail_is_left_out_and_set_aside(tmp_path: Path, kept: int, caplog:
     path.write_bytes(content[:start] + content[start:][:kept] if kept >= 0 else content[:kept])
     damaged = path.read_bytes()
     with caplog.at_level(logging.WARNING), Store(tmp_path) as store:
-        assert list(store.rows) == list("0123")
+        assert list(store.records) == list("0123")
         store.add(row(4))
     assert read(path) == {str(i): row(i) for i in range(5)}
     aside = tmp_path / "predictions.jsonl.corrupt"
@@ -79,7 +79,7 @@ def test_garbage_and_doubles_are_named_and_every_damaged_file_is_kept(
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"\xff\xfe\n" + lines[0] + lines[0] + b"[1]\n" + b'{"id": "7"}\n' + lines[1])
     with Store(tmp_path) as store:
-        assert store.rows == {"0": row(0), "1": row(1)}
+        assert store.records == {"0": row(0), "1": row(1)}
     assert "line(s) 1, 3, 4, 5 damaged" in caplog.text
     assert path.read_bytes() == b"".join(lines)
     path.write_bytes(lines[0] + b"x")
@@ -102,7 +102,7 @@ def test_two_evaluations_cannot_write_to_one_folder(tmp_path: Path) -> None:
 
 def _write_for_ever(folder: Path) -> None:
     with Store(folder) as store:
-        for i in range(len(store.rows), 10**9):
+        for i in range(len(store.records), 10**9):
             store.add(row(i))
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from eval import sandbox
-from eval.sandbox import Outcome, check_humaneval, isolation
+from eval.benchmarks import humaneval
+from eval.sandbox import Outcome, isolation
 
 REPO = Path(__file__).resolve().parents[2]
 SHARED = REPO.parent / "shared"
@@ -20,6 +21,11 @@ PROBLEM = {
     "entry_point": "double",
     "test": "def check(candidate):\n    assert candidate(2) == 4\n    assert candidate('a') == 'aa'\n",
 }
+
+
+def check(problem, completion, timeout_s=3.0, **options):
+    return sandbox.check(humaneval.program(problem, completion), timeout_s, **options)
+
 
 RIGHT = {
     "plain": "    return 2 * x",
@@ -72,19 +78,19 @@ WRONG = {
 
 @pytest.mark.parametrize("name", RIGHT)
 def test_right_program_passes(name):
-    assert check_humaneval(PROBLEM, RIGHT[name], timeout_s=10.0) == Outcome(True, "passed")
+    assert check(PROBLEM, RIGHT[name], timeout_s=10.0) == Outcome(True, "passed")
 
 
 @pytest.mark.skipif(isolation.packages_folder() is None, reason="numpy is not installed")
 def test_numpy_is_there_as_in_the_original():
     completion = "    import numpy as np\n    return 2 * x if np.arange(3).sum() == 3 else None"
-    assert check_humaneval(PROBLEM, completion, timeout_s=10.0).passed
+    assert check(PROBLEM, completion, timeout_s=10.0).passed
 
 
 def test_without_numpy_only_its_import_fails(monkeypatch):
     monkeypatch.setattr(isolation, "packages_folder", lambda: None)
     isolation.python_files.cache_clear()
-    outcomes = [check_humaneval(PROBLEM, f"    {line}\n    return 2 * x") for line in ("# numpy", "import numpy")]
+    outcomes = [check(PROBLEM, f"    {line}\n    return 2 * x") for line in ("# numpy", "import numpy")]
     isolation.python_files.cache_clear()
     assert outcomes[0].passed
     assert outcomes[1].status.startswith("failed: ModuleNotFoundError")
@@ -102,7 +108,7 @@ def test_limits_that_are_lower_already_stay():
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_program_fails_and_says_why(name):
     completion, status = WRONG[name]
-    outcome = check_humaneval(PROBLEM, completion, timeout_s=1.0)
+    outcome = check(PROBLEM, completion, timeout_s=1.0)
     assert not outcome.passed
     assert outcome.status.startswith(status)
 
@@ -110,32 +116,31 @@ def test_wrong_program_fails_and_says_why(name):
 def test_the_program_is_the_protocols_text(monkeypatch):
     seen = []
     monkeypatch.setattr(sandbox, "run", lambda way, program, timeout_s: seen.append((program, timeout_s)))
-    check_humaneval({"prompt": "P", "test": "T", "entry_point": "E"}, "C", timeout_s=2.0)
+    check({"prompt": "P", "test": "T", "entry_point": "E"}, "C", timeout_s=2.0)
     assert seen[-1] == ("PC\nT\ncheck(E)", 2.0)
 
 
 @pytest.mark.parametrize("timeout_s", [0, -1.0, float("nan")])
 def test_time_must_be_positive(timeout_s):
     with pytest.raises(ValueError, match=f"timeout_s={timeout_s}"):
-        check_humaneval(PROBLEM, RIGHT["plain"], timeout_s)
+        check(PROBLEM, RIGHT["plain"], timeout_s)
 
 
 def test_many_at_a_time():
     completions = [RIGHT["plain"], WRONG["wrong answer"][0]] * 20
     with ThreadPoolExecutor(8) as pool:
-        outcomes = list(pool.map(lambda completion: check_humaneval(PROBLEM, completion, 10.0), completions))
+        outcomes = list(pool.map(lambda completion: check(PROBLEM, completion, 10.0), completions))
     assert [outcome.passed for outcome in outcomes] == [True, False] * 20
 
 
 def golden_cases():
-    path = SHARED / "reference" / "golden_scores.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [case for case in map(json.loads, lines) if case["benchmark"] == "humaneval"]
+    lines = Path(__file__).with_name("golden_scores.jsonl").read_text(encoding="utf-8").split("\n")
+    return [case for case in map(json.loads, filter(None, lines)) if case["benchmark"] == "humaneval"]
 
 
 @pytest.mark.parametrize("case", golden_cases(), ids=lambda case: case["id"])
 def test_golden(case):
-    outcome = check_humaneval(case["input"]["problem"], case["expected"]["completion"])
+    outcome = check(case["input"]["problem"], case["expected"]["completion"])
     assert outcome.passed == case["expected"]["passed"]
 
 
@@ -147,7 +152,7 @@ def test_every_canonical_solution_passes():
     with gzip.open(path, "rt", encoding="utf-8") as file:
         problems = [json.loads(line) for line in file]
     with ThreadPoolExecutor(2) as pool:
-        outcomes = list(pool.map(lambda problem: check_humaneval(problem, problem["canonical_solution"]), problems))
+        outcomes = list(pool.map(lambda problem: check(problem, problem["canonical_solution"]), problems))
     assert [p["task_id"] for p, outcome in zip(problems, outcomes, strict=True) if not outcome.passed] == []
 
 
@@ -180,14 +185,14 @@ def test_bubblewrap_is_preferred():
 def test_namespaces_do_without_bubblewrap(without):
     without("bwrap")
     assert sandbox.protection().way == "namespaces"
-    assert check_humaneval(PROBLEM, RIGHT["plain"]).passed
-    assert not check_humaneval(PROBLEM, "    return open('/etc/passwd')").passed
+    assert check(PROBLEM, RIGHT["plain"]).passed
+    assert not check(PROBLEM, "    return open('/etc/passwd')").passed
 
 
 def test_refuses_without_protection(without):
     without("bwrap", "unshare", "setpriv")
-    with pytest.raises(PermissionError, match="allow_unprotected=True"):
-        check_humaneval(PROBLEM, RIGHT["plain"])
+    with pytest.raises(PermissionError, match="set allow_unprotected=true"):
+        check(PROBLEM, RIGHT["plain"])
     assert sandbox.protection().way == "none"
     assert "bubblewrap: " in str(sandbox.protection())
     assert "namespaces: " in str(sandbox.protection())
@@ -195,8 +200,8 @@ def test_refuses_without_protection(without):
 
 def test_runs_without_protection_when_told_so(without):
     without("bwrap", "unshare", "setpriv")
-    assert check_humaneval(PROBLEM, RIGHT["plain"], allow_unprotected=True).passed
-    assert not check_humaneval(PROBLEM, "    import os\n    os._exit(0)", allow_unprotected=True).passed
+    assert check(PROBLEM, RIGHT["plain"], allow_unprotected=True).passed
+    assert not check(PROBLEM, "    import os\n    os._exit(0)", allow_unprotected=True).passed
 
 
 def test_sandbox_that_does_not_start_is_no_verdict(without):

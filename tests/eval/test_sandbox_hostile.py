@@ -317,7 +317,7 @@ for name in list(vars(__main__)):
 import sys, json, os, marshal, types
 for module in list(sys.modules.values()):
     if isinstance(module, types.ModuleType) and module.__name__ not in ('builtins', 'sys'):
-        for name in ('write', '_exit', 'loads', 'dumps', 'partial', 'call', 'exec', 'check_humaneval'):
+        for name in ('write', '_exit', 'loads', 'dumps', 'partial', 'call', 'exec', 'check'):
             setattr(module, name, lambda *a, **k: None)
 sys.modules['eval.sandbox'] = sys.modules['__main__'] = types.ModuleType('x')
 """,

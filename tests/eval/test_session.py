@@ -6,50 +6,48 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from data_prep.benchmarks import (
-    BBH,
-    GSM8K,
-    MMLU,
-    BBHExample,
-    BBHTask,
-    GSM8KQuestion,
-    HumanEval,
-    HumanEvalProblem,
-    MMLUQuestion,
-    TyDiQA,
-    TyDiQuestion,
-)
-from eval import sandbox
+from eval import benchmarks, sandbox
+from eval.benchmarks import humaneval as humaneval_module
+from eval.benchmarks import mmlu as mmlu_module
+from eval.benchmarks.bbh import BBH, Example, SubTask
+from eval.benchmarks.gsm8k import GSM8K
+from eval.benchmarks.gsm8k import Question as Sum
+from eval.benchmarks.tydiqa import Question, TyDiQA
 from eval.engines import Decoding, Request
 from eval.engines.hf import HfEngine
 from eval.golden import byte_tokenizer
 from eval.predictions import read
-from eval.session import Benchmark, Job, Protocol, evaluate
+from eval.session import Benchmark, Conditions, Job, evaluate
 
-CONFIGS = Path(__file__).parents[2] / "configs" / "benchmark"
-QUESTION = MMLUQuestion("Why?", ("a", "b", "c", "d"), "D")
-TYDI = [TyDiQuestion(f"english-{i}", "english", f"c{i}", "q?", (f"a{i}",)) for i in range(4)]
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs" / "benchmark"
+FIXTURES = ROOT / "tests" / "fixtures"
+LETTERED = mmlu_module.Question("Why?", ("a", "b", "c", "d"), "D")
+TYDI = [Question(f"english-{i}", "english", f"c{i}", "q?", (f"a{i}",)) for i in range(4)]
+PROBLEM = humaneval_module.Problem(
+    "H/0", "def one():\n", "one", "    return 1\n", "def check(f):\n    assert f() == 1\n"
+)
 RAW: dict[str, Any] = {
-    "mmlu": MMLU(
-        {"x": (QUESTION,), "y": ()}, {"x": (QUESTION,) * 3, "y": (MMLUQuestion("Who?", ("a", "b", "c", "d"), "A"),)}
+    "mmlu": mmlu_module.MMLU(
+        {"x": (LETTERED,), "y": ()},
+        {"x": (LETTERED,) * 3, "y": (mmlu_module.Question("Who?", ("a", "b", "c", "d"), "A"),)},
+        "MMLU",
     ),
-    "bbh": BBH({"t": BBHTask(tuple(BBHExample(f"i{i}", "yes") for i in range(4)), "c\n-\nDo.\n")}),
-    "gsm8k": GSM8K(tuple(GSM8KQuestion(f"q{i}", f"#### {i}") for i in range(6))),
+    "bbh": BBH({"t": SubTask(tuple(Example(f"i{i}", "yes") for i in range(4)), "c\n-\nDo.\n")}, "BBH"),
+    "gsm8k": GSM8K(tuple(Sum(f"q{i}", f"#### {i}") for i in range(6)), "GSM8K"),
     "tydiqa": TyDiQA(tuple(TYDI), tuple(TYDI), "TyDi QA"),
-    "humaneval": HumanEval(
-        (HumanEvalProblem("H/0", "def one():\n", "one", "    return 1\n", "def check(f):\n    assert f() == 1\n"),)
-    ),
+    "humaneval": humaneval_module.HumanEval((PROBLEM,), "HumanEval"),
 }
 
 
-def benchmark(name: str) -> Benchmark:
-    config: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{name}.yaml"))
-    decoding = {"max_new_tokens": 16, "samples": 1, "temperature": 0.0, "top_p": 1.0}
-    return Benchmark(config | decoding | {"allow_unprotected": False}, RAW[name])
+def config(name: str) -> dict[str, Any]:
+    loaded: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{name}.yaml"))
+    changes = {"max_new_tokens": 16, "samples": 1, "temperature": 0.0, "top_p": 1.0, "allow_unprotected": False}
+    return loaded | {key: value for key, value in changes.items() if key in loaded}
 
 
-BENCHMARKS = {name: benchmark(name) for name in RAW}
-PROTOCOL = Protocol(model="m", engine={"name": "fake"})
+BENCHMARKS = {name: Benchmark(config(name), RAW[name]) for name in RAW}
+CONDITIONS = Conditions(model="m", engine={"name": "fake"})
 
 
 class Kill(Exception):
@@ -87,9 +85,9 @@ class FakeEngine:
         return request.prompt
 
 
-def run(tmp_path: Path, engine: FakeEngine, protocol: Protocol = PROTOCOL, **job: Any) -> list[Path]:
+def run(tmp_path: Path, engine: FakeEngine, conditions: Conditions = CONDITIONS, **job: Any) -> list[Path]:
     options: dict[str, Any] = {"adapter": None, "chat": True, "benchmarks": ("mmlu", "gsm8k")} | job
-    return evaluate([Job(tmp_path, **options)], BENCHMARKS, protocol, FakeEngine.tokenizer, lambda: engine)
+    return evaluate([Job(tmp_path, **options)], BENCHMARKS, conditions, FakeEngine.tokenizer, lambda: engine)
 
 
 @pytest.fixture
@@ -123,7 +121,7 @@ def test_adapters_are_answered_together_and_kept_apart(tmp_path: Path, adapters:
     engine = FakeEngine()
     jobs = [Job(adapter, adapter, True, ("gsm8k",)) for adapter in adapters]
     jobs.append(Job(tmp_path / "base", None, True, ("gsm8k",)))
-    folders = evaluate(jobs, BENCHMARKS, PROTOCOL, engine.tokenizer, lambda: engine)
+    folders = evaluate(jobs, BENCHMARKS, CONDITIONS, engine.tokenizer, lambda: engine)
     assert len(engine.decodings) == 1
     assert [folder.parent.parent.name for folder in folders] == ["a", "b", "base"]
     for folder in folders:
@@ -138,7 +136,7 @@ def test_a_rerun_starts_no_engine_and_writes_nothing(tmp_path: Path) -> None:
         raise AssertionError("started")
 
     job = Job(tmp_path, None, True, ("mmlu", "gsm8k"))
-    folders = evaluate([job], BENCHMARKS, PROTOCOL, FakeEngine.tokenizer, none)
+    folders = evaluate([job], BENCHMARKS, CONDITIONS, FakeEngine.tokenizer, none)
     assert {file: file.stat().st_mtime_ns for folder in folders for file in folder.iterdir()} == before
 
 
@@ -175,14 +173,30 @@ def test_what_determines_the_predictions_makes_another_key(tmp_path: Path, adapt
         {"chat": False},
         {"adapter": adapters[0]},
         {"adapter": adapters[1]},
-        {"protocol": Protocol("other", {"name": "fake"})},
-        {"protocol": Protocol("m", {"name": "fake", "dtype": "bfloat16"})},
-        {"protocol": Protocol("m", {"name": "fake"}, variant="tulu")},
-        {"protocol": Protocol("m", {"name": "fake"}, limit=3)},
+        {"conditions": Conditions("other", {"name": "fake"})},
+        {"conditions": Conditions("m", {"name": "fake", "dtype": "bfloat16"})},
+        {"conditions": Conditions("m", {"name": "fake"}, variant="tulu")},
+        {"conditions": Conditions("m", {"name": "fake"}, limit=3)},
     ]
     folders = [run(tmp_path, FakeEngine(), benchmarks=("mmlu",), **variation)[0] for variation in variations]
     assert len(set(folders)) == len(variations)
     assert run(tmp_path, FakeEngine(), benchmarks=("mmlu",), seed=1)[0] == folders[0]  # greedy: no seed
+
+
+def test_a_higher_version_of_a_benchmark_makes_another_key(tmp_path: Path) -> None:
+    raised = Benchmark(config("gsm8k") | {"version": 2}, RAW["gsm8k"])
+    job = Job(tmp_path, None, True, ("gsm8k",))
+    first, second = (
+        evaluate([job], {"gsm8k": chosen}, CONDITIONS, FakeEngine.tokenizer, FakeEngine)[0]
+        for chosen in (BENCHMARKS["gsm8k"], raised)
+    )
+    assert (metrics(first)["version"], metrics(second)["version"]) == (1, 2)
+    assert first != second
+
+
+def test_a_benchmark_that_was_not_loaded_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no benchmark 'gsm8'; there are mmlu, .* Did you mean 'gsm8k'"):
+        run(tmp_path, FakeEngine(), benchmarks=("gsm8",))
 
 
 def test_sampling_takes_the_seed_of_the_run(tmp_path: Path) -> None:
@@ -191,7 +205,7 @@ def test_sampling_takes_the_seed_of_the_run(tmp_path: Path) -> None:
     )
     engine = FakeEngine()
     jobs = [Job(tmp_path, None, True, ("humaneval",), seed) for seed in (0, 7)]
-    folders = evaluate(jobs, {"humaneval": sampled}, PROTOCOL, engine.tokenizer, lambda: engine)
+    folders = evaluate(jobs, {"humaneval": sampled}, CONDITIONS, engine.tokenizer, lambda: engine)
     assert [(d.seed, d.samples, d.temperature, d.top_p) for d in engine.decodings] == [
         (0, 3, 0.1, 0.9),
         (7, 3, 0.1, 0.9),
@@ -209,12 +223,12 @@ def humaneval(tmp_path: Path, engine: FakeEngine, allow_unprotected: bool = Fals
     config = BENCHMARKS["humaneval"].config | {"allow_unprotected": allow_unprotected}
     chosen = BENCHMARKS | {"humaneval": Benchmark(config, RAW["humaneval"])}
     job = Job(tmp_path, None, True, ("gsm8k", "humaneval"))
-    return evaluate([job], chosen, PROTOCOL, engine.tokenizer, lambda: engine)
+    return evaluate([job], chosen, CONDITIONS, engine.tokenizer, lambda: engine)
 
 
 def test_without_a_sandbox_nothing_starts(tmp_path: Path, unprotected: None) -> None:
     engine = FakeEngine()
-    with pytest.raises(PermissionError, match=r"nothing here can shut it in; .*humaneval\.allow_unprotected=true"):
+    with pytest.raises(PermissionError, match=r"can shut it in; .*benchmark\.humaneval\.allow_unprotected=true"):
         humaneval(tmp_path, engine)
     assert not engine.asked
     assert not list(tmp_path.iterdir())
@@ -235,7 +249,7 @@ def test_the_active_protection_is_logged_once(tmp_path: Path, caplog: pytest.Log
 
 
 def test_the_limit_counts_items_per_benchmark(tmp_path: Path) -> None:
-    mmlu, gsm8k = run(tmp_path, FakeEngine(), Protocol("m", {}, limit=2))
+    mmlu, gsm8k = run(tmp_path, FakeEngine(), Conditions("m", {}, limit=2))
     assert set(metrics(mmlu)["tasks"]) == {"x", "y"}
     assert metrics(gsm8k)["items"] == 2
 
@@ -243,15 +257,22 @@ def test_the_limit_counts_items_per_benchmark(tmp_path: Path) -> None:
 def test_all_benchmarks_of_a_base_model_and_an_adapter_with_transformers(
     tmp_path: Path, tiny_model: Path, tiny_lora: Path
 ) -> None:
-    engine = HfEngine(tiny_model, [tiny_lora], dtype="float32", max_model_len=3000, batch_size=4)
+    """Every yaml, on its fixture in the layout of the original files."""
+    loaded = {name: config(name) for name in benchmarks.names()}
+    chosen = {
+        name: Benchmark(found, benchmarks.load(found, FIXTURES / found["source"]["folder"]))
+        for name, found in loaded.items()
+    }
+    engine = HfEngine(tiny_model, [tiny_lora], dtype="float32", max_model_len=4000, batch_size=4)
     jobs = [
-        Job(tmp_path / "base", None, False, tuple(BENCHMARKS)),
-        Job(tmp_path / "tuned", tiny_lora, True, tuple(BENCHMARKS)),
+        Job(tmp_path / "base", None, False, tuple(chosen)),
+        Job(tmp_path / "tuned", tiny_lora, True, tuple(chosen)),
     ]
-    folders = evaluate(jobs, BENCHMARKS, PROTOCOL, engine.tokenizer, lambda: engine)
-    assert len(folders) == 10
-    for folder, name in zip(folders, [*BENCHMARKS, *BENCHMARKS], strict=True):
+    folders = evaluate(jobs, chosen, CONDITIONS, engine.tokenizer, lambda: engine)
+    assert len(folders) == 2 * len(chosen)
+    for folder, name in zip(folders, [*chosen, *chosen], strict=True):
         found = metrics(folder)
-        assert list(found["scores"]) == BENCHMARKS[name].config["columns"]
+        assert list(found["scores"]) == list(loaded[name]["columns"])
         assert all(0.0 <= score <= 100.0 for score in found["scores"].values())
-        assert found["items"] == len(read(folder / "predictions.jsonl"))
+        assert found["items"] == len(read(folder / "predictions.jsonl")) == len(chosen[name].raw)
+        assert (found["label"], found["version"]) == (loaded[name]["title"], 1)

@@ -1,7 +1,7 @@
 import pytest
 
-from data_prep.benchmarks import BBH, BBHExample, BBHTask
-from eval.benchmarks import Settings, bbh
+from eval.benchmarks import Prompting, bbh
+from eval.benchmarks.bbh import BBH, Example, SubTask
 
 FILE = """canary
 -----
@@ -33,8 +33,8 @@ def test_an_example_without_its_parts_is_refused(broken: str) -> None:
 
 
 def test_items() -> None:
-    raw = BBH({"navigate": BBHTask((BBHExample("Left? ", "Yes"), BBHExample("Right?", "No")), FILE)})
-    first, second = bbh.items(raw, None, Settings(chat=True))
+    raw = BBH({"navigate": SubTask((Example("Left? ", "Yes"), Example("Right?", "No")), FILE)})
+    first, second = bbh.items(raw, None, Prompting(chat=True))
     assert (first.id, second.id, second.task, second.gold) == ("navigate/0", "navigate/1", "navigate", "No")
     assert first.prompt == f"<|user|>\n{bbh.direct_shots(FILE)}\n\nQ: Left? \n<|assistant|>\nA:"
 

@@ -2,8 +2,8 @@ import hashlib
 
 import pytest
 
-from data_prep.benchmarks import GSM8K, GSM8KQuestion
-from eval.benchmarks import Settings, gsm8k
+from eval.benchmarks import Prompting, gsm8k
+from eval.benchmarks.gsm8k import GSM8K, Question
 
 
 def test_the_eight_exemplars_byte_for_byte() -> None:
@@ -13,8 +13,8 @@ def test_the_eight_exemplars_byte_for_byte() -> None:
 
 
 def test_items_have_eight_shots_and_the_number() -> None:
-    raw = GSM8K((GSM8KQuestion(" How many? ", "Think.\n#### 1,200 #### 7"),))
-    (item,) = gsm8k.items(raw, None, Settings(chat=False, shots=8))
+    raw = GSM8K((Question(" How many? ", "Think.\n#### 1,200 #### 7"),))
+    (item,) = gsm8k.items(raw, None, Prompting(chat=False, shots=8))
     assert item.gold == "1200"
     assert item.prompt == gsm8k.prefix(gsm8k.EXEMPLARS) + "Question: How many?\nAnswer:"
 

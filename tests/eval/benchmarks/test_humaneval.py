@@ -2,12 +2,10 @@ from itertools import combinations
 
 import pytest
 
-from data_prep.benchmarks import HumanEval, HumanEvalProblem
-from eval.benchmarks import Item, Settings, humaneval
+from eval.benchmarks import Item, Prompting, humaneval
+from eval.benchmarks.humaneval import HumanEval, Problem
 
-PROBLEM = HumanEvalProblem(
-    "HumanEval/0", "def one():\n", "one", "    return 1\n", "def check(f):\n    assert f() == 1\n"
-)
+PROBLEM = Problem("HumanEval/0", "def one():\n", "one", "    return 1\n", "def check(f):\n    assert f() == 1\n")
 
 
 @pytest.mark.parametrize("n", range(1, 7))
@@ -19,26 +17,26 @@ def test_pass_at_k_is_the_share_of_draws_with_a_passing_sample(n: int) -> None:
 
 
 def test_tulu_prompts_with_and_without_the_pack() -> None:
-    settings = Settings(chat=True, variant="tulu")
-    assert humaneval.prompt("def f():\n", "Write f.", settings) == (
+    prompting = Prompting(chat=True, variant="tulu")
+    assert humaneval.prompt("def f():\n", "Write f.", prompting) == (
         "<|user|>\nWrite f.\n<|assistant|>\nHere is the function:\n\n```python\ndef f():\n"
     )
-    assert humaneval.prompt("def f():\n", None, settings) == (
+    assert humaneval.prompt("def f():\n", None, prompting) == (
         "<|user|>\nComplete the following python function.\n\n\ndef f():\n\n<|assistant|>\n"
         "Here is the completed function:\n\n\n"
     )
-    assert humaneval.prompt("def f():\n", "Write f.", Settings(chat=False, variant="tulu")) == "def f():\n"
+    assert humaneval.prompt("def f():\n", "Write f.", Prompting(chat=False, variant="tulu")) == "def f():\n"
 
 
 def test_authors_do_not_read_the_pack() -> None:
-    settings = Settings(chat=True)
-    assert humaneval.prompt("def f():\n", "Write f.", settings) == humaneval.prompt("def f():\n", None, settings)
+    prompting = Prompting(chat=True)
+    assert humaneval.prompt("def f():\n", "Write f.", prompting) == humaneval.prompt("def f():\n", None, prompting)
 
 
 def test_the_score_is_the_share_of_samples_that_pass_and_notes_say_how_they_ended() -> None:
-    (item,) = humaneval.items(HumanEval((PROBLEM,)), None, Settings(chat=True))
+    (item,) = humaneval.items(HumanEval((PROBLEM,)), None, Prompting(chat=True))
     verdict = humaneval.score(item, ["    return 1\n", "    return 2\n", "    return 1", "    return ("])
-    assert verdict.scores == {"humaneval": 50.0}
+    assert verdict.scores == (50.0,)
     assert [note == "passed" for note in verdict.notes] == [True, False, True, False]
 
 

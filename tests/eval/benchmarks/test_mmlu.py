@@ -2,27 +2,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.benchmarks import MMLU, MMLUQuestion
-from eval.benchmarks import Item, Settings, mmlu
+from eval.benchmarks import Item, Prompting, mmlu
+from eval.benchmarks.mmlu import MMLU, Question
 from eval.golden import byte_tokenizer
 
-QUESTION = MMLUQuestion("Why?", ("a", "b", "c", "d"), "C")
+LETTERS = tuple("ABCD")
+QUESTION = Question("Why?", ("a", "b", "c", "d"), "C")
 RAW = MMLU({"high_school_x": (QUESTION,) * 5}, {"high_school_x": (QUESTION, QUESTION)})
 
 
 def test_prompts_that_are_too_long_lose_their_last_shots() -> None:
-    lengths = {
-        shots: len(mmlu.prompt("high_school_x", [QUESTION] * shots, QUESTION, Settings(chat=True))) + 1
-        for shots in range(6)
-    }
+    whole = Prompting(chat=True, letters=LETTERS)
+    lengths = [1 + len(mmlu.prompt("high_school_x", [QUESTION] * shots, QUESTION, whole)) for shots in range(6)]
     for limit, kept in ((lengths[5], 5), (lengths[5] - 1, 4), (lengths[2], 2), (lengths[0] - 1, 0)):
-        settings = Settings(chat=True, shots=5, max_prompt_tokens=limit)
-        item = mmlu.items(RAW, byte_tokenizer(), settings)[0]
+        prompting = Prompting(chat=True, letters=LETTERS, shots=5, max_prompt_tokens=limit)
+        item = mmlu.items(RAW, byte_tokenizer(), prompting)[0]
         assert item.prompt.count("Why?") == kept + 1
 
 
 def test_items() -> None:
-    first, second = mmlu.items(RAW, byte_tokenizer(), Settings(chat=False))
+    first, second = mmlu.items(RAW, byte_tokenizer(), Prompting(chat=False, letters=LETTERS))
     assert (first.id, second.id, first.task, first.gold) == (
         "high_school_x/0", "high_school_x/1", "high_school_x", "C",
     )  # fmt: skip
@@ -38,9 +37,4 @@ def test_the_largest_logit_wins_and_the_first_of_equals(logits: list[float]) -> 
 
 def test_a_prompt_that_did_not_fit_is_wrong() -> None:
     item = Item("x", "x", "", "A")
-    assert mmlu.score(item, [mmlu.parse({})]).scores == {"mmlu": 0.0}
-
-
-def test_the_scored_token_is_the_last_of_space_and_letter() -> None:
-    tokenizer = byte_tokenizer()
-    assert mmlu.letter_ids(tokenizer) == {letter: tokenizer.convert_tokens_to_ids(letter) for letter in "ABCD"}
+    assert mmlu.score(item, [mmlu.parse({})]).scores == (0.0,)

@@ -1,5 +1,7 @@
-"""What the benchmarks share: settings, stops, the comparison, limits and averages."""
+"""What the benchmarks share: their yamls, stops, the comparison, limits and averages."""
 
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -8,16 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from data_prep.sources import locate_complete
 from eval import benchmarks
 from eval.benchmarks import Item
+from eval.golden import byte_tokenizer
 
-CONFIGS = Path(__file__).parents[3] / "configs" / "benchmark"
+ROOT = Path(__file__).parents[3]
+CONFIGS = ROOT / "configs" / "benchmark"
+FIXTURES = ROOT / "tests" / "fixtures"
 
 
 def config(name: str) -> dict:
     loaded = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{name}.yaml"))
     assert isinstance(loaded, dict)
-    return loaded
+    return loaded | ({"max_new_tokens": 16} if "max_new_tokens" in loaded else {})  # it may refer to `evaluation`
 
 
 def items(*sizes: int) -> list[Item]:
@@ -27,7 +33,6 @@ def items(*sizes: int) -> list[Item]:
 @pytest.mark.parametrize(
     ("name", "chat", "variant", "stops"),
     [
-        ("mmlu", True, "authors", ()),
         ("bbh", True, "authors", ()),
         ("bbh", True, "tulu", ("\n\n",)),
         ("bbh", False, "authors", ("\n\n",)),
@@ -41,21 +46,97 @@ def items(*sizes: int) -> list[Item]:
     ],
 )
 def test_stops(name: str, chat: bool, variant: str, stops: tuple[str, ...]) -> None:
-    assert benchmarks.settings(config(name), variant, chat).stops == stops
+    assert benchmarks.prompting(config(name), variant, chat).stops == stops
 
 
-@pytest.mark.parametrize("name", benchmarks.NAMES)
-def test_every_benchmark_has_a_config_and_a_module_of_one_shape(name: str) -> None:
-    assert config(name)["name"] == name
-    assert config(name)["average"] in ("items", "tasks")
-    assert all(hasattr(benchmarks.module(name), part) for part in ("prompt", "items", "parse", "score"))
+def test_the_stops_of_letters_are_none() -> None:
+    assert benchmarks.prompting(config("mmlu"), "tulu", True).stops == ()
+
+
+@pytest.mark.parametrize("name", benchmarks.names())
+def test_every_yaml_is_whole_and_its_fixture_loads(name: str) -> None:
+    """The fixture has the layout of the original files; its items have the parts that an evaluation needs."""
+    found = config(name)
+    assert found["name"] == name
+    raw = benchmarks.load(found, FIXTURES / found["source"]["folder"])
+    assert raw.label == found["title"]
+    module = benchmarks.module(found)
+    for chat in (True, False):
+        chosen = module.items(raw, byte_tokenizer(), benchmarks.prompting(found, "authors", chat))
+        assert len(chosen) == len(raw) == len({item.id for item in chosen})
+        assert all(item.prompt.startswith("<|user|>\n") == chat for item in chosen)
+        outputs = dict.fromkeys(found["letters"], 0.0) if found.get("letters") else "an answer"
+        verdict = module.score(chosen[0], [module.parse(outputs, chosen[0])])
+        assert len(verdict.scores) == len(found["columns"]) == len(module.METRICS)
+
+
+def test_the_source_of_every_yaml_finds_the_fixture(tmp_path: Path) -> None:
+    for name in benchmarks.names():
+        source = OmegaConf.load(CONFIGS / f"{name}.yaml").source
+        assert locate_complete(source, FIXTURES, tmp_path) == FIXTURES / source.folder
+
+
+def test_another_number_of_items_than_published_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    found = config("gsm8k")
+    benchmarks.load(found, FIXTURES / "eval/gsm8k")
+    assert "GSM8K has 4 items here, 1319 as published" in caplog.text
+    caplog.clear()
+    benchmarks.load(found | {"published": {"items": 4}}, FIXTURES / "eval/gsm8k")
+    assert caplog.text == ""
+
+
+def test_a_second_yaml_may_use_the_same_module() -> None:
+    """A new benchmark whose prompts and scoring exist is one yaml."""
+    other = config("gsm8k") | {"name": "gsm_hard", "title": "GSM hard", "columns": {"gsm_hard": "EM"}}
+    benchmarks.check(other)
+    assert benchmarks.load(other, FIXTURES / "eval/gsm8k").label == "GSM hard"
+    assert benchmarks.columns([config("gsm8k"), other]) == {"gsm8k": "gsm8k", "gsm_hard": "gsm_hard"}
+
+
+def test_columns_belong_to_the_benchmark_whose_yaml_lists_them() -> None:
+    names = ("mmlu", "tydiqa", "arc_challenge")
+    assert benchmarks.columns(map(config, names)) == {
+        "mmlu": "mmlu", "tydiqa_f1": "tydiqa", "tydiqa_em": "tydiqa", "arc_challenge": "arc_challenge",
+    }  # fmt: skip
+    twice = config("bbh") | {"columns": {"mmlu": ""}}
+    with pytest.raises(ValueError, match="'mmlu' and 'bbh' both have the column 'mmlu'"):
+        benchmarks.columns([config("mmlu"), twice])
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"version": None}, r"gsm8k\.yaml lacks version"),
+        ({"title": None, "source": None}, "lacks title, source"),
+        ({"version": "1"}, "version is '1'; use a whole number from 1"),
+        ({"shotz": 3}, "has the key 'shotz', which nothing reads. Did you mean 'shots'"),
+        ({"average": "languages"}, "average is 'languages'; choose one of items, tasks"),
+        ({"columns": {"a": "", "b": ""}}, r"columns are a, b, but .*gsm8k\.py gives 1 score"),
+        ({"module": "gsm8"}, r"names the module 'gsm8', but there is no eval/benchmarks/gsm8\.py"),
+        ({"max_new_tokens": None}, "needs letters, or max_new_tokens and stops"),
+        ({"stops": None}, "needs letters, or max_new_tokens and stops"),
+        ({"letters": ["A", "A"]}, "at least two different ones"),
+    ],
+)
+def test_a_yaml_with_which_a_table_would_fail_is_refused(change: dict, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        benchmarks.check(config("gsm8k") | change)
 
 
 def test_unknown_names_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"no benchmark 'gsm8'; there are mmlu, bbh, .* Did you mean 'gsm8k'"):
-        benchmarks.module("gsm8")
+    with pytest.raises(ValueError, match=r"no benchmark 'gsm8'; there are arc_challenge, bbh, .* Did you mean 'gsm8k'"):
+        benchmarks.check_name("gsm8")
     with pytest.raises(ValueError, match="variant is 'olmo'; choose one of authors, tulu"):
-        benchmarks.settings(config("mmlu"), "olmo", True)
+        benchmarks.prompting(config("mmlu"), "olmo", True)
+
+
+def test_only_what_is_needed_is_imported() -> None:
+    """A one-sentence error should not take the seconds that torch, transformers or vLLM take to import."""
+    modules = [f"eval.benchmarks.{path.stem}" for path in Path(benchmarks.__file__).parent.glob("*.py")]
+    heavy = "{'torch', 'transformers', 'vllm', 'peft', 'pandas', 'pyarrow', 'datasets'}"
+    code = f"import sys, eval.session, eval.letters, {', '.join(modules)}; print({heavy} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"
 
 
 def test_the_text_is_cut_before_the_stop_that_comes_first() -> None:

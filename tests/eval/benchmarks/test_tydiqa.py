@@ -4,13 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.benchmarks import TyDiQA, TyDiQuestion
-from eval.benchmarks import Item, Settings, tydiqa
+from eval.benchmarks import Item, Prompting, tydiqa
+from eval.benchmarks.tydiqa import Question, TyDiQA
 from eval.golden import byte_tokenizer
 
 
-def question(language: str, number: int, context: str = "c") -> TyDiQuestion:
-    return TyDiQuestion(f"{language}-{number}", language, context, f"q{number}?", (f"a{number}", "b"))
+def question(language: str, number: int, context: str = "c") -> Question:
+    return Question(f"{language}-{number}", language, context, f"q{number}?", (f"a{number}", "b"))
 
 
 RAW = TyDiQA(
@@ -28,7 +28,7 @@ def test_one_shot_per_language_in_alphabetical_order_after_seed_42() -> None:
 
 
 def test_items_and_their_cut_contexts() -> None:
-    russian, arabic = tydiqa.items(RAW, byte_tokenizer(), Settings(chat=False, shots=1, max_context_tokens=512))
+    russian, arabic = tydiqa.items(RAW, byte_tokenizer(), Prompting(chat=False, shots=1, max_context_tokens=512))
     assert (russian.id, russian.task, russian.gold) == ("russian-0", "russian", ["a0", "b"])
     assert f"Отрывок: <s>{'x' * 511}\nВопрос: q0?\nОтвет:" in russian.prompt  # the cut context starts with <s>
     assert arabic.prompt.endswith("المقطع: c\nالسؤال: q1?\nالإجابة:")
@@ -50,8 +50,8 @@ def test_what_a_language_needs() -> None:
 
 
 def scores(output: str, *answers: str) -> tuple[float, float]:
-    found = tydiqa.score(Item("", "", "", list(answers)), [tydiqa.parse(output)]).scores
-    return found["tydiqa_em"], found["tydiqa_f1"]
+    f1, em = tydiqa.score(Item("", "", "", list(answers)), [tydiqa.parse(output)]).scores
+    return em, f1
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from eval.benchmarks import Item, mmlu
 from eval.engines import Decoding, Engine
 from eval.engines.hf import HfEngine
 from eval.engines.vllm import VllmEngine
-from scripts import base_model
-from scripts.evaluation import load_benchmark
-from scripts.grid import compose
+from scripts.cell import base_model
+from scripts.cell.evaluation import load_benchmark
+from scripts.config import compose
 from tests.asked import asked
 from tests.ties import gap_at_parting
 

@@ -7,9 +7,9 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from eval.benchmarks import mmlu
 from eval.engines import Decoding
 from eval.engines.hf import HfEngine
+from eval.letters import letter_ids
 from tests.asked import asked
 
 PROMPTS = ["one", "a longer prompt than the first", "é", "two words", "x" * 40]
@@ -56,7 +56,7 @@ def test_adapters_differ_from_the_base_and_leave_it_as_it_was(engine: HfEngine, 
 
 @torch.inference_mode()
 def test_letters_have_the_logits_of_the_next_token(engine: HfEngine, tiny_model: Path) -> None:
-    letters = mmlu.letter_ids(engine.tokenizer)
+    letters = letter_ids(engine.tokenizer, "ABCD")
     found = dict(engine.letter_logits(asked(PROMPTS), letters))
     network = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     for index, prompt in enumerate(PROMPTS):
@@ -71,7 +71,7 @@ def test_a_prompt_that_leaves_no_room_gives_nothing(engine: HfEngine) -> None:
     texts = dict(engine.generate(asked(prompts), Decoding(5, samples=2, temperature=1.0)))
     assert texts[0] == texts[2] == ["", ""]
     assert all(len(text) <= 1 for text in texts[1])  # room for one token
-    letters = mmlu.letter_ids(engine.tokenizer)
+    letters = letter_ids(engine.tokenizer, "ABCD")
     logits = dict(engine.letter_logits(asked(prompts), letters))
     assert (logits[0], logits[2]) == ({}, {})
     assert list(logits[1]) == ["A", "B", "C", "D"]

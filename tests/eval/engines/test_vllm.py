@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 from data_prep.chat import user_prompt
-from eval.benchmarks import mmlu
-from eval.engines import Decoding, Request
+from eval.engines import Decoding, Request, resolve_dtype
 from eval.engines.hf import HfEngine
-from eval.engines.vllm import VllmEngine, _lora_settings, resolve_dtype
-from scripts import base_model, grid
+from eval.engines.vllm import VllmEngine, _lora_settings
+from eval.letters import letter_ids
+from scripts.cell import base_model
+from scripts.config import compose
 from tests.asked import asked
 
 pytest.importorskip("vllm")
@@ -21,7 +22,7 @@ PROMPTS = [user_prompt(f"Question: {question}", "Answer:") for question in QUEST
 
 @pytest.fixture(scope="module")
 def smol(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return base_model.checkpoint(grid.compose(["model=smollm2_135m"]).model, tmp_path_factory.mktemp("cache"))
+    return base_model.checkpoint(compose(["model=smollm2_135m"]).model, tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def test_vllm_and_transformers_agree_for_the_base_model_and_adapters(
     engine: VllmEngine, smol: Path, adapters: list[Path]
 ) -> None:
     reference = HfEngine(smol, adapters, dtype="float32", max_model_len=512)
-    letters = mmlu.letter_ids(reference.tokenizer)
+    letters = letter_ids(reference.tokenizer, "ABCD")
     texts = {}
     decoding = Decoding(24, stops=("\n\n",))
     for adapter in (None, *adapters, None):  # the base again: it must not keep anything of an adapter
