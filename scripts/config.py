@@ -17,7 +17,7 @@ CONFIGS = Path(os.environ.get("MOS_CONFIGS") or ROOT / "configs").resolve()
 
 # A table, a search and the claims choose these for each of their cells, so one on the command line would be lost.
 MEANT = {
-    "model": "models.{model}={value}",
+    "model": "models={{{model}:{value}}}",
     "method": "methods=[{value}] (in a search: search.method={value})",
     "dataset": "table.datasets=[{value}] (in a search: search.datasets=[{value}])",
     "seed": "seeds=[{value}]",
@@ -67,12 +67,16 @@ def shared_overrides(cfg: DictConfig) -> list[str]:
 
     Raises ValueError for an override that each cell chooses for itself, naming the key that is meant.
     """
-    given = [override for override in HydraConfig.get().overrides.task if override != _every_benchmark()]
-    refuse_lost(given, str(cfg.table.model))
+    refuse_lost(given(), str(cfg.table.model))
     role = str(cfg.table.model)
     if role not in cfg.models:
         raise ValueError(unknown(f"model of table '{cfg.table.name}'", role, cfg.models))
-    return [*given, f"model={cfg.models[role]}"]
+    return [*given(), f"model={cfg.models[role]}"]
+
+
+def given() -> list[str]:
+    """The overrides of this command line, without the one that `completed` adds."""
+    return [override for override in HydraConfig.get().overrides.task if override != _every_benchmark()]
 
 
 def refuse_lost(overrides: Sequence[str], model: str, meant: Mapping[str, str] = MEANT) -> None:

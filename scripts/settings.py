@@ -38,6 +38,7 @@ class Settings(BaseModel):
     models: dict[str, Name]
     seed: NonNegativeInt
     data: Name | None = Field(examples=["data=path/to/data"])
+    local_model: Name | None
     limit: PositiveInt | None = Field(examples=["limit=40"])
     runs: Annotated[list[Name], AfterValidator(_distinct)] = Field(examples=["runs=[runs/smol/...]"])
     methods: Names | None = Field(examples=["methods=[lora_r2,mos_r8]"])

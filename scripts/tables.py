@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from scripts.command import entry_point
 from scripts.config import compose, shared_overrides
 from scripts.table import grid
-from scripts.table.produce import evaluate_missing, train_missing, write
+from scripts.table.produce import evaluate_finished, train_missing, write
 from scripts.table.rehearsal import rehearse
 
 
@@ -36,7 +36,9 @@ def main(cfg: DictConfig) -> None:
     failed = train_missing(cfg, overrides, cells)
     missing = grid.untrained(cells)
     finished = [cell for cell in cells if cell not in missing]
-    write(cfg, overrides, finished, evaluate_missing(cfg, finished), failed)
+    folders, unevaluated = evaluate_finished(cfg, overrides, finished)
+    failed += unevaluated
+    write(cfg, overrides, [cell for cell in finished if cell.path in folders], folders, failed)
     if failed:
         sys.exit("\n".join([f"error: {len(failed)} runs failed, and the table leaves them out:", *failed]))
 

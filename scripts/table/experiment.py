@@ -30,6 +30,7 @@ ORDINARY = {
     "trainer.logging_steps": "how often something is written down",
     "trainer.eval_steps": "how often the validation loss is taken",
     "trainer.save_steps": "how often a checkpoint is written",
+    "evaluation.when": "the order of work",
     "engine.batch_size": "memory against speed",
     "engine.max_num_seqs": "memory against speed",
     "engine.max_loras": "memory against speed",

@@ -22,7 +22,8 @@ from joblib.externals.loky import get_reusable_executor
 from omegaconf import DictConfig
 
 from scripts.command import sentence
-from scripts.config import CONFIGS
+from scripts.config import CONFIGS, completed
+from scripts.table import local
 
 # What submitit and Ray raise for a lost worker, by name: neither is imported where it is not used.
 
@@ -30,19 +31,24 @@ from scripts.config import CONFIGS
 LOST = {"UncompletedJobError", "WorkerCrashedError", "NodeDiedError", "OutOfMemoryError", "OwnerDiedError"}
 
 
-def launch(common: Sequence[str], jobs: Sequence[Sequence[str]], launcher: str | None, workers: int) -> list[str]:
+def launch(
+    common: Sequence[str], jobs: Sequence[Sequence[str]], launcher: str | None, workers: int, evaluating: bool = False
+) -> list[str]:
     """Train one run per job and wait; finished runs return at once.
 
     common:   Hydra overrides that all jobs share;  jobs: the overrides of each
-    launcher: a Hydra launcher ("joblib", "slurm", "ray"); None: this machine, `workers` runs at a time
+    launcher: a Hydra launcher ("joblib", "slurm", "ray"); None: this machine, `workers` runs at a time, each evaluated
+        when it is trained if `evaluating`
     returns one line per failed job: its overrides and the error. The others have finished.
     Raises BrokenExecutor if a worker was killed; the other jobs may not have finished then. OSError if the cluster
     refuses.
 
     The launcher runs in a process of its own, so that memory of a GPU is free again when evaluation starts.
     """
+    if launcher is None:
+        return local.run(common, jobs, workers, evaluating)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_launch, list(common), [list(job) for job in jobs], launcher, workers).result()
+        return pool.submit(_launch, completed(common), [list(job) for job in jobs], launcher, workers).result()
 
 
 def _launch(common: list[str], jobs: list[list[str]], launcher: str | None, workers: int) -> list[str]:

@@ -13,7 +13,7 @@ from scripts.table.experiment import changes
 from scripts.table.grid import shown_benchmarks
 
 COMPARED = ("trainer", "evaluation", "benchmark")  # the sections in which a profile differs from the paper's
-IRRELEVANT = re.compile(r"benchmark\.\w+\.(source|stops)|trainer\.(logging|eval|save)_steps")  # to a score
+IRRELEVANT = re.compile(r"benchmark\.\w+\.(source|stops)|trainer\.(logging|eval|save)_steps|evaluation\.when")  # to a score
 
 
 def of(cfg: DictConfig, overrides: Sequence[str], found: Sequence[Result]) -> list[str]:

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from data_prep import storage
 from scripts.command import sentence
-from scripts.table import collect, grid, notes, render
+from scripts.table import collect, grid, local, notes, render
 from scripts.table.experiment import variant
 from scripts.table.launch import launch
 from scripts.table.paper import load_paper
@@ -30,8 +30,9 @@ def _train(cfg: DictConfig, overrides: Sequence[str], cells: Sequence[grid.Cell]
     After a worker was killed, the unfinished cells go on from their last checkpoints: first together, and after another
     kill one by one, so that one cell that is killed again and again does not take others with it.
     """
+    jobs = [grid.job(cell) for cell in cells]
     try:
-        return launch(overrides, [grid.job(cell) for cell in cells], cfg.launcher, cfg.workers)
+        return launch(overrides, jobs, cfg.launcher, cfg.workers, evaluating=cfg.evaluation.when == "cell")
     except BrokenExecutor as error:
         if len(cells) == 1 and not again:
             return [f"{' '.join(grid.job(cells[0]))}: {sentence(error)}"]
@@ -45,7 +46,28 @@ def evaluate_missing(cfg: DictConfig, cells: Sequence[grid.Cell]) -> dict[Path, 
     """Evaluate with one engine what is not evaluated yet; the result folders by run."""
     from scripts.cell.evaluation import evaluate_runs
 
-    return evaluate_runs(cfg, {cell.path: cell.benchmarks for cell in cells})
+    return evaluate_runs(cfg, {cell.path: cell.benchmarks for cell in cells}) if cells else {}
+
+
+def evaluate_finished(
+    cfg: DictConfig, overrides: Sequence[str], cells: Sequence[grid.Cell]
+) -> tuple[dict[Path, list[Path]], list[str]]:
+    """Evaluate what is not evaluated yet; returns the result folders by run, and a line for each cell that failed.
+
+    Where the one engine for all fails, each cell is tried on its own, so that one adapter does not take the table with
+    it. If the first fails alike, the fault is no cell's, and the error is raised.
+    """
+    try:
+        return evaluate_missing(cfg, cells), []
+    except Exception as error:
+        print(f"The evaluation of all cells together failed: {sentence(error)}", file=sys.stderr)
+        alone = local.evaluate(overrides, [grid.job(cells[0])], 1)
+        if alone and alone[0].endswith(sentence(error)):
+            raise
+    rest = local.evaluate(overrides, [grid.job(cell) for cell in cells[1:]], cfg.workers)
+    lines = [*alone, *rest]
+    good = [cell for cell in cells if not any(line.startswith(f"{' '.join(grid.job(cell))}: ") for line in lines)]
+    return evaluate_missing(cfg, good), lines
 
 
 def results_folder(cfg: DictConfig, overrides: Sequence[str]) -> Path:

@@ -25,7 +25,7 @@ def strata(values: np.ndarray, tasks: np.ndarray, per_task: bool) -> Strata:
 
     values:   (n,) percent, one per item (already averaged over seeds)
     tasks:    (n,) the task, subject or language of each item
-    per_task: True where the score is a mean over tasks (BBH, TyDi QA), False where it is a mean over items
+    per_task: True where the score is a mean over tasks (sub-tasks, languages), False where it is a mean over items
     returns one array per task, or a single one: for a mean over items, and where a task has too few items to be
     resampled alone (small limits). A single array includes the spread between tasks, so it errs to the wide side.
     """
