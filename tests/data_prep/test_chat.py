@@ -24,6 +24,37 @@ def chat(*pairs):
     return [{"role": role, "content": content} for role, content in pairs]
 
 
+CASES = {
+    "two turns": (
+        [("user", " Hi \n"), ("assistant", "Hello.\n\n"), ("user", "Bye"), ("assistant", " So long. ")],
+        "<|user|>\nHi\n<|assistant|>\nHello.</s>\n<|user|>\nBye\n<|assistant|>\nSo long.</s>",
+        ["Hello.</s>\n", "So long.</s>"],
+    ),
+    "a system message": (
+        [("system", "Be brief."), ("user", "Über was?"), ("assistant", "Über 3 €.")],
+        "<|system|>\nBe brief.\n<|user|>\nÜber was?\n<|assistant|>\nÜber 3 €.</s>",
+        ["Über 3 €.</s>"],
+    ),
+    "a reply that opens, and a second one": (
+        [("assistant", "Hi."), ("user", "Hi."), ("assistant", "Yes?"), ("assistant", "Well?")],
+        "<|assistant|>\nHi.</s>\n<|user|>\nHi.\n<|assistant|>\nYes?</s>\n<|assistant|>\nWell?</s>",
+        ["<|assistant|>\nHi.</s>\n", "Yes?</s>\n<|assistant|>\nWell?</s>"],
+    ),
+    "no reply": ([("user", "Anyone?")], "<|user|>\nAnyone?", []),
+    "an empty reply": ([("user", "a"), ("assistant", "")], "<|user|>\na\n<|assistant|>\n</s>", ["</s>"]),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_cases_written_by_hand(name, byte_tokenizer):
+    """docs/protocol.md, Chat format and Loss mask, word by word."""
+    pairs, text, labelled = CASES[name]
+    eos = byte_tokenizer.eos_token
+    assert render(chat(*pairs), eos) == text.replace("</s>", eos)
+    pieces = labelled_pieces(encode(chat(*pairs), byte_tokenizer, 512), byte_tokenizer)
+    assert pieces == [piece.replace("</s>", eos) for piece in labelled]
+
+
 @pytest.mark.parametrize(
     "kind", ["llama_tokenizer", "byte_tokenizer", pytest.param("smol_tokenizer", marks=pytest.mark.slow)]
 )

@@ -5,12 +5,22 @@ import pytest
 from omegaconf import OmegaConf
 
 from data_prep import prepare as module
+from data_prep import storage
 from data_prep.chat import IGNORED, encode
 from data_prep.files import Tally
 from data_prep.prepare import prepare
 from data_prep.readers import flan
+from tests.fixtures import make_train
 
 ROOT = Path(__file__).resolve().parents[2]
+FIXTURES = ROOT / "tests/fixtures"
+# Of each set in tests/fixtures: rows read, conversations made, and their hash, for prepare.VERSION 1.
+SETS = {
+    "super_ni": (68, 68, "22d3a986a5ca1ffed2b07347e3a53e924afef907925f41afa2b8864d1ecdf10e"),
+    "flan_v2": (12, 12, "f217c8fe03a4dc13eb5561949f225c8c9e5d51095aa10a55d0fe5c480a4b5936"),
+    "cot": (13, 13, "4efc61a3d3e97fe531c2af2415b5c94d8bef4cd867f2f3819e4f755398990863"),
+    "code_alpaca": (10, 10, "3794437fba285457fa323ab6d3bf73e2fe13832368069e3fe2bebe7533bd9ea1"),
+}
 DATASETS = ["super_ni", "flan_v2", "cot", "code_alpaca"]
 
 
@@ -175,14 +185,50 @@ def test_a_validation_size_that_does_not_fit_is_an_error(call, size):
         call(validation_size=size)
 
 
+def conversations(name, data, tmp_path):
+    dataset = config(name)
+    files, reader = module._raw(dataset, data, tmp_path)
+    return module._read(dataset, files, reader)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_every_set_is_read_from_the_fixture(name, tmp_path):
+    """Another hash needs another prepare.VERSION, or prepared data of the old code would be used."""
+    found, tally = conversations(name, FIXTURES, tmp_path)
+    assert (module.VERSION, tally.broken) == (1, [])
+    assert (tally.lines, len(found), storage.digest(found)) == SETS[name]
+
+
+def as_saved_by_an_editor(source, target):
+    """A copy where every text file has a mark in front and other line ends, beside hidden files and backups."""
+    for path in (path for path in source.rglob("*") if path.is_file()):
+        copy = target / path.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+        for leftover in (f"._{path.name}", f"{path.name}~", f".#{path.name}", f"{path.name}.part"):
+            copy.with_name(leftover).write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X")
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_editors_and_systems_change_nothing(name, tmp_path):
+    as_saved_by_an_editor(FIXTURES / "train", tmp_path / "train")
+    found, _ = conversations(name, tmp_path, tmp_path)
+    assert storage.digest(found) == SETS[name][-1]
+
+
+def test_the_fixture_is_what_its_program_writes(tmp_path):
+    make_train.main(tmp_path)
+    kept, made = ({path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+                  for root in (FIXTURES / "train", tmp_path))  # fmt: skip
+    assert kept == made
+
+
 @pytest.mark.parametrize(
     "name, lines, examples",
     [("super_ni", 9600, 16 * 80), ("flan_v2", 3800, 3800), ("cot", 7000, 7000), ("code_alpaca", 2017, 2017)],
 )
 def test_every_set_is_read_from_the_real_files(name, lines, examples, shared, tmp_path):
-    dataset = config(name)
-    files, reader = module._raw(dataset, shared / "data", tmp_path)
-    rows, tally = module._read(dataset, files, reader)
+    rows, tally = conversations(name, shared / "data", tmp_path)
     assert (tally.lines, tally.broken, len(rows)) == (lines, [], examples)
     assert len({row["id"] for row in rows}) == examples
     assert {tuple(message["role"] for message in row["messages"]) for row in rows} == {("user", "assistant")}

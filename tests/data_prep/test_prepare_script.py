@@ -11,20 +11,20 @@ from scripts.cell import base_model
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_the_report_is_printed_as_json(shared, tmp_path, byte_tokenizer, monkeypatch, capsys):
+def test_the_report_is_printed_as_json(tmp_path, byte_tokenizer, monkeypatch, capsys):
     monkeypatch.setattr(base_model, "load_tokenizer", lambda model, cache_dir: byte_tokenizer)
     cfg = OmegaConf.create(
         {
             "model": {},
             "dataset": OmegaConf.load(ROOT / "configs/dataset/super_ni.yaml"),
             "trainer": {"max_length": 512, "validation_size": 10},
-            "data": str(shared / "data"),
+            "data": str(ROOT / "tests/fixtures"),
             "cache_dir": str(tmp_path),
         }
     )
     prepare_data.main(cfg)
     report = json.loads(capsys.readouterr().out)
-    assert (report["dataset"], report["lines"], report["examples"], report["broken"]) == ("super_ni", 9600, 1280, 0)
+    assert (report["dataset"], report["lines"], report["examples"], report["broken"]) == ("super_ni", 68, 68, 0)
     assert report["train"] + report["validation"] + report["dropped"] == report["examples"]
     assert (tmp_path / "data" / f"super_ni-{report['key']}" / "report.json").is_file()
 
