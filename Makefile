@@ -14,7 +14,7 @@ endif
 # What the targets below take, e.g. `make table2 PROFILE=smol METHODS=lora_r2,mos_r8 SEEDS=0,1 LIMIT=40 DATA=data`.
 # scripts/make.py turns them into overrides. They reach it through the environment and as they were typed, so that a
 # folder may have any name. Unset ones are left to the profile; PROFILE itself goes by what the machine has.
-$(foreach name,PROFILE DATA LIMIT METHODS SEEDS CANDIDATES LAUNCHER DRY GPU OVERRIDES,$(eval \
+$(foreach name,PROFILE DATA LIMIT METHODS SEEDS CANDIDATES LAUNCHER DRY SKIP_PREFLIGHT GPU OVERRIDES,$(eval \
 	export MAKE_$(name) := $$(value $(name))))
 RUN = $(PY) -m scripts.make
 
@@ -43,13 +43,15 @@ lint: $(READY)  ## ruff and mypy
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy mos data_prep eval scripts
 
-.PHONY: table1 table2 table3 tables plan
+.PHONY: table1 table2 table3 tables plan preflight
 table1 table2 table3: $(READY)  ## train and evaluate what is missing, render into results/<profile>/ (variables: docs/tables.md)
 	$(RUN) tables table=$@
 tables: $(READY)  ## the three tables; DRY=1 walks every cell and prints the plan instead
 	$(RUN) tables table=table1
 	$(RUN) tables table=table2
 	$(RUN) tables table=table3
+preflight: $(READY)  ## try in minutes what TABLE=table2 needs for days; a table does it first (SKIP_PREFLIGHT=1 leaves it out)
+	$(RUN) preflight table=$(or $(TABLE),table2)
 plan: $(READY)  ## memory and time of every cell, e.g. TABLE=table2 PROFILE=paper GPU=a100_40g,rtx4090:24:165
 	$(RUN) plan table=$(or $(TABLE),table2)
 

@@ -25,21 +25,21 @@ SETTINGS = {  # variable -> setting, and how its text becomes a value
     "LAUNCHER": ("launcher", "value"),
     "GPU": ("gpus", "list"),
 }
-SWITCHES = {"0": "false", "1": "true"}
+SWITCHES = {"DRY": ("dry=false", "dry=true"), "SKIP_PREFLIGHT": (None, "preflight=none")}  # for 0 and for 1
 
 
 def overrides(variables: Mapping[str, str]) -> list[str]:
     """The overrides that the variables of `make` stand for; an empty one counts as unset.
 
-    Raises ValueError for DRY other than 0 and 1.
+    Raises ValueError for a switch that is neither 0 nor 1.
     """
     given = {name.removeprefix("MAKE_"): text for name, text in variables.items() if name.startswith("MAKE_") and text}
     found = [f"profile={given.get('PROFILE') or default_profile()}"]
     found += [f"{key}={_value(given[name], kind)}" for name, (key, kind) in SETTINGS.items() if name in given]
-    if "DRY" in given:
-        if given["DRY"] not in SWITCHES:
-            raise ValueError(f"DRY={given['DRY']} is refused: DRY=1 prints the plan and trains nothing, DRY=0 trains.")
-        found.append(f"dry={SWITCHES[given['DRY']]}")
+    for name in SWITCHES.keys() & given.keys():
+        if given[name] not in ("0", "1"):
+            raise ValueError(f"{name}={given[name]} is refused: use {name}=1, or {name}=0 for what happens without it.")
+        found += [override for override in [SWITCHES[name][int(given[name])]] if override]
     return [*found, *shlex.split(given.get("OVERRIDES", ""))]
 
 

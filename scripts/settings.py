@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
@@ -45,6 +45,8 @@ class Settings(BaseModel):
     seeds: Seeds = Field(examples=["seeds=[0,1]"])
     candidates: PositiveInt | None
     dry: bool
+    gpus_per_run: Literal[0, 1]
+    preflight: Literal["none", "data", "engine"]
     workers: PositiveInt
     gpus: Names = Field(examples=["gpus=[a100_40g,mine:24:165]"])
     launcher: Name | None

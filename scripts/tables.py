@@ -9,11 +9,11 @@ import sys
 
 from omegaconf import DictConfig
 
+from scripts.check.preflight import prepare
 from scripts.command import entry_point
 from scripts.config import compose, shared_overrides
 from scripts.table import grid
 from scripts.table.produce import evaluate_finished, train_missing, write
-from scripts.table.rehearsal import rehearse
 
 
 @entry_point
@@ -28,7 +28,7 @@ def main(cfg: DictConfig) -> None:
         print(render(cfg, plan(cfg, overrides)))
         return
     if grid.untrained(grid.cells(cfg, overrides)):
-        rehearse(cfg, overrides)
+        prepare(cfg, overrides)
     cells = grid.cells(cfg, overrides)  # again: a run's key holds the content of the data, which is here now
     if not cells:
         print(f"{cfg.table.name}: none of {', '.join(cfg.methods)} is a row of it; nothing to do.")

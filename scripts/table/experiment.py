@@ -20,6 +20,8 @@ ORDINARY = {
     "dry": "nothing is trained or written",
     "gpus": "read by the plan alone",
     "search": "read by scripts.search alone",
+    "gpus_per_run": "what hardware is asked for",
+    "preflight": "what is tried before",
     "workers": "how many runs are trained at a time; the same bytes",
     "launcher": "where runs are trained; the same bytes",
     "hydra": "how Hydra starts its jobs",
