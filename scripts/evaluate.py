@@ -1,13 +1,13 @@
 """Evaluate finished runs on benchmarks, with one engine for all of them.
 
-python -m scripts.evaluate runs=[runs/smol/...] data=... [benchmark=[mmlu,gsm8k]] [limit=40] [engine=vllm|hf]
+python -m scripts.evaluate runs=[runs/smol/...] data=... [benchmark=[NAME,...]] [limit=40] [engine=vllm|hf]
 
-Without `benchmark=` a run is tested on what its training set stands for (configs/dataset), a vanilla row on everything.
+Without `benchmark=` a run is tested on what its training set stands for (configs/dataset), a vanilla row on all that
+`table` shows.
 """
 
 from pathlib import Path
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
@@ -15,13 +15,15 @@ from rich.table import Table
 from scripts.cell import runs
 from scripts.cell.evaluation import evaluate_runs, scores
 from scripts.command import entry_point
+from scripts.config import given
+from scripts.table.grid import shown_benchmarks
 
 
 @entry_point
 def main(cfg: DictConfig) -> None:
     if not cfg.runs:
         raise ValueError("runs=[] names no run; give finished run directories, e.g. runs=[runs/smol/...].")
-    asked = any(override.startswith("benchmark=") for override in HydraConfig.get().overrides.task)
+    asked = any(override.startswith("benchmark=") for override in given())
     wanted = {Path(path): list(cfg.benchmark) if asked else _usual(Path(path), cfg) for path in cfg.runs}
     results = Table("run", "score", "percent")
     for run, folders in evaluate_runs(cfg, wanted).items():
@@ -33,7 +35,7 @@ def main(cfg: DictConfig) -> None:
 
 def _usual(path: Path, cfg: DictConfig) -> list[str]:
     run = runs.load(path)
-    return list(run.cfg.dataset.benchmarks if run.adapter else cfg.benchmark)
+    return list(run.cfg.dataset.benchmarks) if run.adapter else shown_benchmarks(cfg)
 
 
 if __name__ == "__main__":

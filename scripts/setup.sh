@@ -41,7 +41,7 @@ choose_engine() {
 check_system() {
     case $system in
     Linux) ;;
-    Darwin) say "there is no vLLM for macOS here: evaluation runs with engine=hf, and the sandbox of HumanEval needs Linux." ;;
+    Darwin) say "there is no vLLM for macOS here: evaluation runs with engine=hf, and the sandbox for a model's programs needs Linux." ;;
     *) fail "$system can run the library alone (pip install .). For the experiment use WSL 2, which is a Linux." ;;
     esac
 }
