@@ -11,7 +11,7 @@ Message = dict[str, str]
 
 
 def render(messages: Sequence[Message], eos: str) -> str:
-    """The whole conversation as text, without the `<s>` that the tokenizer puts in front.
+    """Return the whole conversation as text, without the `<s>` that the tokenizer adds in front.
 
     messages: `{"role", "content"}`, roles system, user, assistant; contents are stripped
     Raises:
@@ -23,9 +23,9 @@ def render(messages: Sequence[Message], eos: str) -> str:
 
 
 def encode(messages: Sequence[Message], tokenizer: Any, max_length: int | None) -> dict[str, list[int]]:
-    """Token ids of a conversation and their labels, truncated on the right; `labels` is -100 where no loss is taken.
+    """Return the token ids of a conversation and their labels, cut on the right. A label without loss is -100.
 
-    max_length: tokens kept, the first `<s>` included; None: all
+    max_length: tokens kept, `<s>` included; None keeps all
     returns {"input_ids": (n,), "labels": (n,)}, n <= max_length
     Raises:
         ValueError: as `render`
@@ -38,7 +38,7 @@ def encode(messages: Sequence[Message], tokenizer: Any, max_length: int | None) 
 
 
 def user_prompt(content: str, answer_prefix: str) -> str:
-    """The evaluation prompt in chat format, without `<s>`; unlike in training, `content` is not stripped."""
+    """Return the evaluation prompt in chat format, without `<s>`. Training strips `content`, evaluation does not."""
     return f"<|user|>\n{content}\n{REPLY_HEADER}{answer_prefix}"
 
 
@@ -55,9 +55,9 @@ def _piece(message: Message, eos: str) -> str:
 
 
 def _masked_spans(messages: Sequence[Message], tokenizer: Any) -> Iterator[tuple[int, int]]:
-    """Half-open token spans without loss: every other message, and the header of a reply that follows one.
+    """Yield half-open spans of tokens without loss: each message that is no reply, and the header of a reply after it.
 
-    The borders are token counts of tokenized text prefixes, as in the original code.
+    A border is the number of tokens of the text before it, tokenized alone. The original code counts in this way.
     """
 
     def tokens(text: str) -> int:
@@ -70,4 +70,4 @@ def _masked_spans(messages: Sequence[Message], tokenizer: Any) -> Iterator[tuple
         upto = _concatenate(messages[: i + 1], tokenizer.eos_token)
         if messages[i + 1 : i + 2] and messages[i + 1]["role"] == "assistant":
             upto += REPLY_HEADER
-        yield (tokens(before) if i else 0), tokens(upto)  # from 0: the `<s>` is masked with the first message
+        yield (tokens(before) if i else 0), tokens(upto)  # 0: the mask of the first message covers `<s>`

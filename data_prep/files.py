@@ -1,4 +1,8 @@
-"""Reading original files: numbered lines, JSON documents, needed fields, and the tally of broken rows."""
+"""Reads rows from original files (jsonl, JSON, CSV) and checks their fields.
+
+Training sets are read with `usable`, which leaves broken rows out and counts them. Benchmarks are read with `strict`,
+which stops at the first broken row, because a score over fewer items is another score.
+"""
 
 import csv
 import io
@@ -22,18 +26,18 @@ T = TypeVar("T")
 
 
 class BrokenRow(ValueError):
-    """A row that cannot be used; the text says why, the caller knows where."""
+    """A row that cannot be used. The message says why; `usable` and `strict` add where."""
 
 
 @dataclass
 class Tally:
-    """What was read: the number of rows, and `file:line: reason` of each broken one."""
+    """Counts what was read: all rows, and `file:line: reason` for each broken one."""
 
     lines: int = 0
     broken: list[str] = field(default_factory=list)
 
     def check(self, max_share: float, name: str) -> None:
-        """Raises ValueError if more than `max_share` of the rows are broken, or if there is none."""
+        """Raise ValueError if more than `max_share` (0 to 1) of the rows are broken, or if there are no rows."""
         if self.lines == 0:
             raise ValueError(f"The raw files of '{name}' hold no row; check that the download is complete.")
         if len(self.broken) > max_share * self.lines:
@@ -45,7 +49,7 @@ class Tally:
 
 
 def usable(rows: Iterable[tuple[str, Any]], parse: Callable[[Any], T], tally: Tally) -> Iterator[T]:
-    """`parse` of every `(where, row)`; rows that raise BrokenRow are counted in `tally` and left out."""
+    """Yield `parse(row)` of every `(where, row)`. Rows that raise BrokenRow are left out and counted in `tally`."""
     for where, row in rows:
         tally.lines += 1
         try:
@@ -55,7 +59,7 @@ def usable(rows: Iterable[tuple[str, Any]], parse: Callable[[Any], T], tally: Ta
 
 
 def strict(rows: Iterable[tuple[str, Any]], parse: Callable[[Any], T]) -> Iterator[T]:
-    """As `usable`, for files that must not have a broken row: the first one raises ValueError."""
+    """Yield `parse(row)` of every `(where, row)`. Raises ValueError, with the place, at the first broken row."""
     for where, row in rows:
         try:
             yield parse(row)
@@ -64,11 +68,11 @@ def strict(rows: Iterable[tuple[str, Any]], parse: Callable[[Any], T]) -> Iterat
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """`("path:line", line)` of every line that is not blank, for `decode`. `.gz` files are unpacked.
+    """Yield `("path:line", line)` for every line that is not blank; `decode` reads them. `.gz` files are unpacked.
 
     Raises ValueError: the file ends inside a JSON object, is not a complete gzip file, or is UTF-16 or UTF-32.
     """
-    # A line that is not UTF-8 is one broken row, not the end of a file of 100,000: `decode` reports it.
+    # One line that is not UTF-8 must not stop a file of 100,000: `decode` finds the bytes and reports a broken row.
     with open_text(path, errors="surrogateescape") as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith("\n"):
@@ -85,10 +89,11 @@ def _check_last_line(path: Path, number: int, line: str) -> None:
 
 
 def csv_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """`("path:line", cells)` of every row of a CSV file. No cell is interpreted: `None` and `0.10` stay as they are.
+    """Yield `("path:line", cells)` for every row of a CSV file. Cells stay text: `None` and `0.10` are not interpreted.
 
-    Where all line ends are alike, those inside cells read as newlines, so a file that an editor or unpacker converted
-    gives the same cells. Where some differ, those inside cells stay: MMLU's own files have three such cells.
+    If every line end of the file is CRLF, or every one is CR, a program has converted it: line ends inside cells are
+    then read as newlines, so the cells are as before. If line ends differ, those inside cells stay as they are, as in
+    the one cell of MMLU's own files that holds CRLF.
     Raises ValueError: a quote is not closed, or the file is not UTF-8.
     """
     with open_text(path, newline="") as file:
@@ -116,7 +121,7 @@ def _warn_of_converted(folder: Path) -> None:
 
 
 def load_json(path: Path) -> Any:
-    """The JSON document in `path`. Raises ValueError if it is not complete and valid, or not UTF-8."""
+    """Return the JSON document in `path`. Raises ValueError if it is not complete, not valid or not UTF-8."""
     text = read_text(path)
     try:
         return json.loads(text)
@@ -125,7 +130,7 @@ def load_json(path: Path) -> Any:
 
 
 def load_rows(path: Path) -> list[tuple[str, Any]]:
-    """`("path[index]", row)` for a file that is one JSON list. Raises ValueError if it is not."""
+    """Return `("path[index]", row)` for every entry of a file that is one JSON list. Raises ValueError if it is not."""
     document = load_json(path)
     if not isinstance(document, list):
         raise ValueError(f"{path} must hold one JSON list, got {type(document).__name__}.")
@@ -133,7 +138,7 @@ def load_rows(path: Path) -> list[tuple[str, Any]]:
 
 
 def decode(line: str) -> Any:
-    """The JSON value of one line of `numbered_lines`. Raises BrokenRow."""
+    """Return the JSON value of a line from `numbered_lines`. Raises BrokenRow."""
     if wrong := BYTES.search(line):
         raise BrokenRow(f"not UTF-8 text (byte {ord(wrong[0]) - 0xDC00:#04x})")
     try:
@@ -143,7 +148,10 @@ def decode(line: str) -> Any:
 
 
 def needed(row: Any, name: str, kind: type[T]) -> T:
-    """Field `name` of a JSON object. Raises BrokenRow if it is absent, of another type, or text that is not Unicode."""
+    """Return field `name` of a JSON object.
+
+    Raises BrokenRow: the field is missing, is not a `kind`, or is text that is not Unicode.
+    """
     if not isinstance(row, dict):
         raise BrokenRow(f"a JSON object is needed, got {type(row).__name__}")
     if name not in row:
@@ -157,7 +165,7 @@ def needed(row: Any, name: str, kind: type[T]) -> T:
 
 
 def texts(row: Any, *names: str) -> tuple[str, ...]:
-    """The text fields `names` of a JSON object. Raises BrokenRow."""
+    """Return the text fields `names` of a JSON object. Raises BrokenRow."""
     return tuple(needed(row, name, str) for name in names)
 
 

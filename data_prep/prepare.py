@@ -1,4 +1,4 @@
-"""Raw files -> encoded examples, cached under a key of everything that determines them."""
+"""Turns raw files of a training set into encoded examples, kept under a key of everything that determines them."""
 
 import json
 import logging
@@ -31,10 +31,17 @@ BROKEN_SHOWN = 20
 class Prepared:
     """Encoded examples of one training set.
 
-    train, validation: `input_ids` and `labels`, lists of int of one length; labels are -100 where no loss is taken
-    report: `lines` read from the raw files, of them `broken` (`broken_rows` says where), `examples` made of the rest,
-        of them `dropped` without a label in the first max_length tokens and `truncated` but kept; `tokens` and
-        `labelled_tokens` of all kept, divided into `train` and `validation` examples
+    train, validation: columns `input_ids` and `labels`, two lists of int of the same length; a label is -100 where no
+        loss is taken
+    key: 16 hex digits, the name of the folder in the cache
+    report: counts, by name
+        lines                    rows of the raw files
+        broken, broken_rows      of these, the rows left out, and why (`file:line: reason`)
+        examples                 conversations that the reader made
+        dropped                  of these, the ones left out: no label among the first max_length tokens
+        truncated                kept, but longer than max_length
+        tokens, labelled_tokens  of all kept examples
+        train, validation        kept examples on each side of the split
     """
 
     train: Dataset
@@ -53,11 +60,14 @@ def prepare(
     cache_dir: Path | str,
     processes: int | None = None,
 ) -> Prepared:
-    """Encoded training and validation examples of one training set; a second call only loads them.
+    """Return the encoded examples of one training set. They are made once; later calls load them.
 
     dataset: a config of configs/dataset
-    data: local folder of original files; None: as the config's `source.upstream` says
-    processes: for the encoding, without influence on the result; None: as many as pay off
+    tokenizer: of transformers; its content is part of the key
+    data: local folder of original files, or "generated"; None downloads what the config's `source.upstream` names
+    max_length: tokens kept of each example
+    validation_size: examples split off
+    processes: how many encode; the result does not depend on it. None chooses by the number of examples
     Raises:
         FileNotFoundError, ConnectionError, PermissionError: the raw files are not there (see `sources.locate`)
         ValueError: truncated files, too many broken rows, or fewer examples than `validation_size` needs
@@ -86,17 +96,17 @@ def prepare(
 
 
 def _raw(dataset: DictConfig, data: Path | str | None, cache_dir: Path) -> tuple[Files, dict[str, Any]]:
-    """The raw files of a training set, and the config of their reader."""
+    """Return the raw files of a training set, downloaded if need be, and the config of their reader."""
     source = dataset.source
     if source.messages is not None:
         return held(source, data, cache_dir), MESSAGES_READER
-    locate(source, data, cache_dir)  # downloads what is missing
+    locate(source, data, cache_dir)
     reader: Any = OmegaConf.to_container(dataset.reader, resolve=True)
     return held(source, data, cache_dir), reader
 
 
 def _tokenizer_content(tokenizer: Any) -> str:
-    """Hash of what decides a tokenizer's output. Its truncation and padding are those of its last call: left out."""
+    """Hash what determines a tokenizer's output. Truncation and padding are left out: each call sets them anew."""
     if tokenizer.is_fast:
         content = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
     else:
@@ -117,7 +127,7 @@ def _read(dataset: DictConfig, files: Files, reader: dict[str, Any]) -> tuple[li
 def _encode(
     name: str, conversations: list[Conversation], tokenizer: Any, max_length: int, processes: int | None
 ) -> Dataset:
-    """Columns `input_ids`, `labels`, and `labelled` (count of labels that carry loss), `cut` (at max_length)."""
+    """Encode every conversation; columns as `_example` names them."""
     processes = processes or min(os.cpu_count() or 1, len(conversations) // EXAMPLES_PER_PROCESS)
     return Dataset.from_list([{"messages": conversation["messages"]} for conversation in conversations]).map(
         _example,
@@ -129,6 +139,7 @@ def _encode(
 
 
 def _example(conversation: Conversation, tokenizer: Any, max_length: int) -> dict[str, Any]:
+    """Return `input_ids` and `labels`; `labelled`, the number of labels with loss; `cut`, whether tokens were lost."""
     full = encode(conversation["messages"], tokenizer, max_length=None)
     kept = {column: values[:max_length] for column, values in full.items()}
     labelled = sum(label != IGNORED for label in kept["labels"])
@@ -136,7 +147,7 @@ def _example(conversation: Conversation, tokenizer: Any, max_length: int) -> dic
 
 
 def _save(name: str, examples: Dataset, tally: Tally, validation_size: int, folder: Path) -> None:
-    """Drop examples without a label, split off the validation set, write both and the report."""
+    """Drop the examples without a label, split off the validation set, and write both sets and the report."""
     kept = examples.filter(lambda labelled: labelled > 0, input_columns="labelled", desc=f"Filtering {name}")
     if not 0 < validation_size < len(kept):
         raise ValueError(

@@ -1,12 +1,14 @@
-"""Where original files come from: a local folder, or a pinned download; and the fingerprints of their content.
+"""Finds the original files, in a local folder or by download, and fingerprints their content.
 
-A config's `source` has
-    folder    the place below `data=` of the command line, e.g. train/cot
-    files     per role of a file, the accepted names (globs below the folder); the first that matches is used
-    upstream  without `data=`: a list of downloads, `{url}` or `{repo, revision, file}` of a dataset on the hub, with
-              `to` (its name in the folder; absent for an archive, whose single top folder becomes the folder) and
-              `sha256` (null: not known to us; the log then shows it, so that it can be pinned)
-    messages  training sets only: a ready jsonl of messages, used instead of all of these
+A config's `source` has these keys:
+    folder    where the files are below `data=`, e.g. train/cot
+    files     the accepted names of each role, globs below the folder. The first that matches is used; the log names
+              any other that matches
+    upstream  what to download without `data=`: a list of `{url}`, or of `{repo, revision, file}` for a dataset on the
+              hub. `to` is the name of the file in the folder; an archive has none, and the content of its single top
+              folder becomes the folder. `sha256` is the checksum; null means that we do not know it, and the log shows
+              the one found, so that you can pin it
+    messages  of training sets only: a jsonl of conversations, used instead of all of these
 """
 
 import functools
@@ -26,7 +28,7 @@ from data_prep.storage import sha256, write_json
 
 log = logging.getLogger(__name__)
 
-GENERATED = "generated"  # as `data`: the micro profile's files (data_prep/micro), made when first asked for
+GENERATED = "generated"  # `data=generated` means the files of the micro profile (data_prep/micro)
 
 # Names that are no data: hidden files (macOS leaves `._name` beside each file), backups, locks, unfinished downloads,
 # and the copies that file managers make.
@@ -41,12 +43,13 @@ Files = dict[str, list[Path]]  # by role, sorted by name
 
 
 def locate(source: DictConfig, data: Path | str | None, cache_dir: Path) -> Path:
-    """The folder that holds the original files; downloaded once if `data` is None, generated once if it is "generated".
+    """Return the folder with the original files.
 
+    data: the folder that holds `source.folder`; None downloads the files once, "generated" generates them once
     Raises:
-        FileNotFoundError: the folder is not below `data`
-        ConnectionError, PermissionError: the download failed, or is gated
-        ValueError: a download does not have the pinned checksum
+        FileNotFoundError: `data` does not hold `source.folder`, or a download does not exist any more
+        ConnectionError, PermissionError: a download failed, or is gated
+        ValueError: a download is no data, or does not have the pinned checksum
     """
     if data is None:
         return downloaded(source, cache_dir)
@@ -59,14 +62,14 @@ def locate(source: DictConfig, data: Path | str | None, cache_dir: Path) -> Path
 
 
 def locate_complete(source: DictConfig, data: Path | str | None, cache_dir: Path | str) -> Path:
-    """As `locate`, where every role must also have its files. Raises as `locate` and `find_files`."""
+    """Return the folder of `locate`, where every role has its files. Raises what `locate` and `find_files` raise."""
     root = locate(source, data, Path(cache_dir))
     find_files(source, root)
     return root
 
 
 def held(source: DictConfig, data: Path | str | None, cache_dir: Path) -> Files:
-    """The raw files of a training set that are on this machine already, per role; nothing is downloaded.
+    """Return the raw files of a training set that this machine has already, per role. Nothing is downloaded.
 
     Raises FileNotFoundError if they are not here.
     """

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, folders made once, and hashes of content."""
+"""Writes files and folders that are whole or absent, and hashes content."""
 
 import errno
 import hashlib
@@ -18,13 +18,13 @@ DOWNLOADS = ".downloads.json"  # in a downloaded folder: the checksums of what i
 
 
 def sha256(path: Path) -> str:
-    """The checksum of a file, in hex digits."""
+    """Return the checksum of a file, 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest(content: Any) -> str:
-    """The hash of anything JSON can write, in hex digits."""
+    """Return the hash of anything that JSON can write, 64 hex digits. The order of keys does not count."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -40,7 +40,7 @@ def remedy(where: Path | str) -> str:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write `path` so that a reader, or a kill, finds the old content or the new, never a part."""
+    """Write `path` at once: a reader finds the old content or the new, never a part, even after a kill."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     try:
@@ -51,12 +51,12 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """As `write_bytes`, for text."""
+    """Write text as UTF-8, like `write_bytes`."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
-    """As `write_bytes`, for a JSON value."""
+    """Write a JSON value, indented, like `write_bytes`."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
@@ -87,7 +87,7 @@ def _make_writable(folder: Path) -> None:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder to fill, which then becomes `path`; after an error nothing of it stays."""
+    """Give a temporary folder to fill. It then replaces `path`; after an error nothing of it stays."""
     temporary = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
