@@ -34,11 +34,11 @@ def loading(original: Any) -> Any:
         rank = self.engine_client.vllm_config.lora_config.max_lora_rank
         mos, fault = await asyncio.to_thread(inspect, Path(request.lora_path), rank)
         if fault:
-            return bad_request(fault)
+            return bad_request(fault, request.lora_name)
         response = await original(self, request, base_model_name)
         if isinstance(response, ErrorResponse):
             sentence = SENTENCE.search(response.error.message)
-            return bad_request(sentence[0]) if sentence else response
+            return bad_request(sentence[0], request.lora_name) if sentence else response
         if mos:
             self.lora_requests[request.lora_name].load_inplace = False  # else vLLM asks for it again in every step
             await forget_prefixes(self, request)
@@ -102,5 +102,7 @@ def named_folder(name: str) -> Path | None:
         return None
 
 
-def bad_request(message: str) -> ErrorResponse:
+def bad_request(sentence: str, name: str) -> ErrorResponse:
+    """A 400 that calls the adapter by its name, since a client need not know the server's folders."""
+    message = re.sub(r"^MoS adapter '.*?'", lambda _: f"MoS adapter '{name}'", sentence)
     return create_error_response(message, "BadRequestError", HTTPStatus.BAD_REQUEST)

@@ -45,6 +45,8 @@ class MosModelManager(LRUCacheLoRAModelManager):
         self.store = DeviceStore(self.options.device_bytes(self.device.type), self.device)
         self.counters = Counters(vllm_config.parallel_config.rank)
         self.mos: dict[int, Held] = {}  # the registered adapters that are MoS
+        self.mos_bytes = 0
+        self.preloaded = Preloaded(self.store, self.capacity)
         self.unstacked: set[int] = set()  # slots in which vLLM may have written layers that have no stack
         self.refusal = refusal(vllm_config, self.is_pooling_model)
         logger.info("%s", self.capacities())
@@ -69,7 +71,8 @@ class MosModelManager(LRUCacheLoRAModelManager):
         """Called by vLLM for each adapter that is registered, to pack the weights of fused layers."""
         if isinstance(lora_model, MosLoRAModel):
             self.mos[lora_model.id] = lora_model.held
-            self.counters.add(adapters_on_host=1, bytes_on_host=len(lora_model.held.memory))
+            self.mos_bytes += len(lora_model.held.memory)
+            self.count_held()
         else:
             super()._create_merged_loras_inplace(lora_model)
 
@@ -115,7 +118,7 @@ class MosModelManager(LRUCacheLoRAModelManager):
         if memory is None:
             self.counters.add(misses=1)
             memory = self.store.put(held.key, held.memory)
-            self.count_on_device()
+            self.count_held()
         return held.memory.to(self.device) if memory is None else memory
 
     def deactivate_adapter(self, adapter_id: int) -> bool:
@@ -123,8 +126,8 @@ class MosModelManager(LRUCacheLoRAModelManager):
         done = super().deactivate_adapter(adapter_id)
         if adapter_id not in self._registered_adapters and (held := self.mos.pop(adapter_id, None)):
             self.store.drop(held.key)
-            self.counters.add(adapters_on_host=-1, bytes_on_host=-len(held.memory))
-            self.count_on_device()
+            self.mos_bytes -= len(held.memory)
+            self.count_held()
         return done
 
     def pin_adapter(self, lora_id: int) -> bool:
@@ -134,8 +137,14 @@ class MosModelManager(LRUCacheLoRAModelManager):
             self.store.pinned.add(held.key)
         return done
 
-    def count_on_device(self) -> None:
-        self.counters.set(adapters_on_device=len(self.store.held), bytes_on_device=self.store.used)
+    def count_held(self) -> None:
+        """In a time that does not depend on how many are held, since this runs in steps."""
+        self.counters.set(
+            adapters_on_host=len(self.mos) + len(self.preloaded.adapters),
+            bytes_on_host=self.mos_bytes + self.preloaded.size,
+            adapters_on_device=len(self.store.held),
+            bytes_on_device=self.store.used,
+        )
 
 
 def refusal(vllm_config: Any, pooling: bool) -> str | None:
@@ -159,9 +168,9 @@ class MosWorkerManager(LRUCacheWorkerLoRAManager):
         """Called by vLLM once; the preloaded adapters are read here, before the KV cache is sized."""
         adapted = super().create_lora_manager(model, vllm_config)
         manager = self._adapter_manager
-        self.preloaded = Preloaded(manager.store, manager.capacity)
         if manager.options.preload and not manager.refusal:
-            self.preloaded.fill(Path(manager.options.preload), self.hold, show=vllm_config.parallel_config.rank == 0)
+            manager.preloaded.fill(Path(manager.options.preload), self.hold, show=vllm_config.parallel_config.rank == 0)
+            manager.count_held()
         return adapted
 
     def add_adapter(self, lora_request: LoRARequest) -> bool:
@@ -209,7 +218,7 @@ class MosWorkerManager(LRUCacheWorkerLoRAManager):
     def held(self, folder: Path) -> tuple[Held, Stamp]:
         """An adapter and the stamp of its files: preloaded, or read now."""
         read_from = stamp(folder)
-        held = self.preloaded.take(folder, read_from, len(self._adapter_manager))
+        held = self._adapter_manager.preloaded.take(folder, read_from, len(self._adapter_manager))
         return held or self.hold(folder), read_from
 
     def hold(self, folder: Path) -> Held:

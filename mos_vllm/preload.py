@@ -24,6 +24,7 @@ class Preloaded:
     def __init__(self, store: DeviceStore, capacity: int) -> None:
         self.store, self.capacity = store, capacity
         self.adapters: OrderedDict[Path, tuple[Held, Stamp]] = OrderedDict()
+        self.size = 0  # bytes
 
     def fill(self, root: Path, hold: Callable[[Path], Held], *, show: bool) -> None:
         """Read the MoS adapters among the sub-folders of `root`, and copy them to the device store while it has room.
@@ -35,25 +36,34 @@ class Preloaded:
             try:
                 if is_mos(read_config(folder)):
                     read_from = stamp(folder)
-                    self.adapters[folder] = (held := hold(folder)), read_from
-                    self.move(held)
+                    self.add(folder, hold(folder), read_from)
             except (AdapterError, OSError) as error:
                 logger.warning("Not preloaded: %s", error)
 
-    def move(self, held: Held) -> None:
+    def add(self, folder: Path, held: Held, read_from: Stamp) -> None:
+        self.adapters[folder] = held, read_from
+        self.size += len(held.memory)
         if self.store.used + len(held.memory) <= len(self.store.memory):
             self.store.put(held.key, held.memory)
 
     def take(self, folder: Path, read_from: Stamp, registered: int) -> Held | None:
         """The adapter in `folder` if it was preloaded from the files that are there now.
 
-        registered: how many adapters vLLM's cache holds; others leave here until one more has room
+        registered: how many adapters vLLM's cache holds; the last ones leave here until one more has room there
         """
-        held, known = self.adapters.pop(folder.resolve(), (None, None))
+        folder = folder.resolve()
+        _, known = self.adapters.get(folder, (None, None))
+        if known is not None and known != read_from:
+            self.drop(folder)
+        held = self.pop(folder) if folder in self.adapters else None
         while self.adapters and registered + len(self.adapters) >= self.capacity:
-            _, (other, _) = self.adapters.popitem()
-            self.store.drop(other.key)
-        if held is not None and known != read_from:
-            self.store.drop(held.key)
-            return None
+            self.drop(next(reversed(self.adapters)))
         return held
+
+    def pop(self, folder: Path) -> Held:
+        held, _ = self.adapters.pop(folder)
+        self.size -= len(held.memory)
+        return held
+
+    def drop(self, folder: Path) -> None:
+        self.store.drop(self.pop(folder).key)

@@ -4,30 +4,16 @@ python -m tests.mos_vllm.generate WORK SETTINGS.json: writes what each phase gav
 """
 
 import json
-import os
 import sys
 from pathlib import Path
-
-ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "TORCH_COMPILE_DISABLE": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "OMP_NUM_THREADS": "1",
-}
 
 
 def main(work: Path, settings: dict) -> None:
     """settings: `engine`, arguments of LLM; `phases`, each a list of adapter folders (null: none), in order;
     `prompts`, token ids; `sampling`."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
     import torch
 
     torch._dynamo.config.disable = True
-    from mos_vllm import register
-
-    register()
     from vllm import LLM, SamplingParams, TokensPrompt
     from vllm.lora.request import LoRARequest
 

@@ -40,6 +40,23 @@ ENGINE = {"dtype": "float32", "enable_lora": True, "max_lora_rank": 16, "max_lor
 
 
 @pytest.fixture(scope="module")
+def generate(work, plugin_environment):
+    """A function that gives the tokens of each phase, in one engine."""
+
+    def run(name, phases, engine=None, **settings):
+        path = work / f"{name}.json"
+        full = {"name": name, "engine": ENGINE | (engine or {}), "phases": phases, "prompts": PROMPTS} | settings
+        path.write_text(json.dumps(full), encoding="utf-8")
+        command = [sys.executable, "-m", "tests.mos_vllm.generate", str(work), str(path)]
+        environment = plugin_environment | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return [json.loads((work / f"{name}-{i}.json").read_text(encoding="utf-8")) for i in range(len(phases))]
+
+    return run
+
+
+@pytest.fixture(scope="module")
 def work(tmp_path_factory):
     """A base model, adapters as saved (mos-0, ...), and exported (lora-0, ...)."""
     work = tmp_path_factory.mktemp("work")
@@ -50,17 +67,6 @@ def work(tmp_path_factory):
     return work
 
 
-def generate(work, name, phases, engine=None, **settings):
-    """The tokens of each phase, in one engine."""
-    path = work / f"{name}.json"
-    full = {"name": name, "engine": ENGINE | (engine or {}), "phases": phases, "prompts": PROMPTS} | settings
-    path.write_text(json.dumps(full), encoding="utf-8")
-    command = [sys.executable, "-m", "tests.mos_vllm.generate", str(work), str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return [json.loads((work / f"{name}-{i}.json").read_text(encoding="utf-8")) for i in range(len(phases))]
-
-
 COUNT = range(len(ADAPTERS))
 NATIVE, EXPORTED = [f"mos-{i}" for i in COUNT], [f"lora-{i}" for i in COUNT]
 MIXED = [f"{'mos' if i % 2 else 'lora'}-{i}" for i in COUNT]
@@ -68,17 +74,17 @@ CONDITIONS = {
     "float32": {},
     "bfloat16": {"dtype": "bfloat16"},
     "no prefix cache": {"enable_prefix_caching": False},
-    "device store for three": {"additional_config": {"mos": {"device_store_gib": 0.0005}}},
+    "device store for three": {"additional_config": {"mos": {"device_store_gib": 0.0002}}},
     "tensor parallel": {"tensor_parallel_size": 2},
     "fully sharded": {"tensor_parallel_size": 2, "fully_sharded_loras": True},
 }
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)
-def test_native_adapters_give_the_tokens_of_the_exported_ones(work, condition):
+def test_native_adapters_give_the_tokens_of_the_exported_ones(generate, condition):
     """Twice over, in another order, and mixed with LoRA adapters in one batch; and the base model stays itself."""
     phases = [[None, *EXPORTED], [None, *NATIVE], [None, *NATIVE[::-1]], [None, *MIXED]]
-    exported, native, again, mixed = generate(work, condition.replace(" ", "-"), phases, CONDITIONS[condition])
+    exported, native, again, mixed = generate(condition.replace(" ", "-"), phases, CONDITIONS[condition])
     assert native == exported and mixed == exported
     width = len(ADAPTERS) + 1
     for prompt in range(len(PROMPTS)):
@@ -88,11 +94,9 @@ def test_native_adapters_give_the_tokens_of_the_exported_ones(work, condition):
     assert len(distinct) > 0.8 * len(exported)  # adapters and prompts do differ
 
 
-def test_several_samples_of_one_prompt(work):
+def test_several_samples_of_one_prompt(generate):
     """n > 1: greedy samples are equal, and equal to the exported adapter's."""
-    exported, native = generate(
-        work, "samples", [EXPORTED[:4], NATIVE[:4]], sampling={"n": 3, "temperature": 0.8, "seed": 7}
-    )
+    exported, native = generate("samples", [EXPORTED[:4], NATIVE[:4]], sampling={"n": 3, "temperature": 0.8, "seed": 7})
     assert native == exported
     assert all(len(samples) == 3 for samples in native)
     assert any(one != other for samples in native for one, other in itertools.pairwise(samples))
