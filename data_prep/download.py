@@ -113,8 +113,13 @@ def _patiently(attempt: Callable[[], None], part: Path) -> None:
             if not _is_temporary(error):
                 raise
             retry = (RETRY if _size(part) > before else retry).increment(error=error)
-            log.warning("%s. Trying again.", error)
+            log.warning("%s. Trying again.", _reason(error))
             retry.sleep(error.response.raw if error.response is not None else None)
+
+
+def _reason(error: Exception | None) -> str:
+    broke = isinstance(error, requests.exceptions.ChunkedEncodingError)  # its own text is a tuple of exceptions
+    return "The connection broke" if broke else str(error)
 
 
 def _is_temporary(error: requests.RequestException) -> bool:
@@ -135,7 +140,8 @@ def _receive(url: str, headers: dict[str, str], part: Path) -> None:
         _refuse_page(url, response)
         continued = response.status_code == requests.codes.partial_content
         if not continued:
-            write_text(_version(part), response.headers.get("ETag", ""))
+            packed = "Content-Encoding" in response.headers  # then the server's offsets are not those of `part`
+            write_text(_version(part), "" if packed else response.headers.get("ETag", ""))
         _write(response, part, url, continued)
 
 
@@ -152,7 +158,7 @@ def _range(part: Path) -> dict[str, str]:
 
 def _write(response: requests.Response, part: Path, url: str, continued: bool) -> None:
     start = _size(part) if continued else 0
-    length = response.headers.get("Content-Length")
+    length = None if "Content-Encoding" in response.headers else response.headers.get("Content-Length")
     total = start + int(length) if length else None
     with (
         part.open("ab" if continued else "wb") as file,
@@ -183,7 +189,7 @@ def _failure(entry: Entry, error: Exception | None) -> OSError:
         return FileNotFoundError(
             f"{name} does not exist any more (HTTP {status}); correct source.upstream in the config, or {LOCAL}."
         )
-    return ConnectionError(f"Downloading {name} failed ({error}); check the network and the disk, or {LOCAL}.")
+    return ConnectionError(f"Downloading {name} failed ({_reason(error)}); check the network and the disk, or {LOCAL}.")
 
 
 def _refuse_page(name: str, response: requests.Response) -> None:

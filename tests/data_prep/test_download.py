@@ -133,6 +133,14 @@ def test_where_a_part_cannot_be_asked_for_the_file_starts_again(cache, web, how)
     assert (located(cache, entry(url)) / "new.jsonl").read_bytes() == CONTENT
 
 
+def test_bytes_that_were_packed_on_the_way_are_never_joined(cache, web):
+    """The server counts packed bytes, we have unpacked ones: a part of the file cannot be asked for."""
+    packed = gzip.compress(CONTENT)
+    url = web.add("/file.jsonl", packed, cuts=[len(packed) // 2], headers={"Content-Encoding": "gzip"})
+    assert (located(cache, entry(url)) / "new.jsonl").read_bytes() == CONTENT
+    assert web.asked("Range") == [None, None]
+
+
 def test_a_second_run_goes_on_and_keeps_whole_files(cache, web, monkeypatch):
     first, second = web.add("/a", b"whole"), web.add("/b", CONTENT, cuts=[3 * CHUNK])
     both = entry(first, to="a"), entry(second, to="b")
