@@ -47,7 +47,7 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_cases_written_by_hand(name, byte_tokenizer):
-    """docs/protocol.md, Chat format and Loss mask, word by word."""
+    """What is written down in docs/protocol.md, Chat format, and in docs/protocol.md, Loss mask."""
     pairs, text, labelled = CASES[name]
     eos = byte_tokenizer.eos_token
     assert render(chat(*pairs), eos) == text.replace("</s>", eos)
