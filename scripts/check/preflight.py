@@ -1,7 +1,6 @@
 """The preflight of a table: what it will need, tried once before the first run is trained."""
 
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -89,26 +88,30 @@ def memory_fits(cfg: DictConfig, overrides: Sequence[str]) -> str:
     """Every method trains in the free memory of this GPU, by the plan's model of memory."""
     import torch
 
-    from scripts.cost.plan import peak_bytes
+    from scripts.cost.plan import plan
 
     if not torch.cuda.is_available():
         raise LeftOut("there is no GPU")
-    free, _ = torch.cuda.mem_get_info()
-    peaks = {method: peak_bytes(compose([*overrides, f"method={method}"])) for method in _methods(cfg)}
-    largest = max(peaks, key=lambda method: peaks[method])
-    if peaks[largest] > free:
+    free = torch.cuda.mem_get_info()[0] / GIB
+    memory = plan(cfg, overrides).memory
+    largest = memory.loc[memory.peak.idxmax()]
+    if largest.peak > free:
         raise ValueError(
-            f"{largest} needs {peaks[largest] / GIB:.1f} GiB to train, and {free / GIB:.1f} GiB are free: lower "
+            f"{largest.method} needs {largest.peak:.1f} GiB to train, and {free:.1f} GiB are free: lower "
             "trainer.micro_batch_size, or end what else uses this GPU (nvidia-smi lists it)."
         )
-    return f"at most {peaks[largest] / GIB:.1f} of {free / GIB:.1f} GiB ({largest})"
+    return f"at most {largest.peak:.1f} of {free:.1f} GiB ({largest.method})"
 
 
 def disk_fits(cfg: DictConfig, overrides: Sequence[str]) -> str:
     """What will be written finds room."""
-    from scripts.cost.plan import disk_needs
+    from scripts.cost.disk import disk, shortages
+    from scripts.cost.inputs import gather
 
-    return "; ".join(_room(Path(folder), needed) for folder, needed in disk_needs(cfg, overrides).items())
+    needs = disk(gather(cfg, overrides), Path(cfg.cache_dir))
+    if lines := list(shortages(needs)):
+        raise OSError(" ".join(lines))
+    return f"{sum(need.bytes for need in needs) / GIB:.1f} GiB still to be written"
 
 
 def sandbox_found(cfg: DictConfig) -> str:
@@ -144,18 +147,6 @@ def _answered(overrides: list[str], methods: list[str]) -> str:
     with tempfile.TemporaryDirectory(dir=cfg.cache_dir, prefix=".preflight-") as folder:
         count = answer(cfg, [compose([*overrides, f"method={method}"]) for method in methods], Path(folder), ITEMS)
     return f"{count} answers scored, of {len(methods)} methods with {cfg.engine.name}"
-
-
-def _room(folder: Path, needed: float) -> str:
-    """Raises OSError if the disk of `folder` has less room than `needed` bytes."""
-    there = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
-    free = shutil.disk_usage(there).free
-    if needed > free:
-        raise OSError(
-            f"{folder} needs {needed / GIB:.1f} GiB, and its disk has {free / GIB:.1f} GiB free; free some, or name "
-            "another place (runs_dir=, cache_dir=, HF_HOME)."
-        )
-    return f"{needed / GIB:.1f} of {free / GIB:.1f} GiB in {folder}"
 
 
 def _methods(cfg: DictConfig) -> list[str]:

@@ -1,11 +1,11 @@
-"""A list of checks, each one line: `ok` and what was found, or `FAIL` and the remedy."""
+"""A list of checks, each one line: `ok` and what was found, `FAIL` and the remedy, or `left` and why it was not made."""
 
 import sys
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from scripts.command import EXPECTED, sentence
+EXPECTED = (ValueError, OSError, ArithmeticError, ImportError)
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,7 @@ def _line(check: Check) -> str:
         return f"ok    {check.name}: {check.find()}"
     except LeftOut as reason:
         return f"left  {check.name}: {reason}"
-    except EXPECTED as error:
-        return f"FAIL  {check.name}: {sentence(error)}"
-    except Exception as error:  # a check must not end the others
-        traceback.print_exc()
-        return f"FAIL  {check.name}: {type(error).__name__}: {sentence(error)}"
+    except Exception as error:  # one check must not end the others
+        if not isinstance(error, EXPECTED):
+            traceback.print_exc()
+        return f"FAIL: {check.name}: {' '.join(str(error).split()) or type(error).__name__}"

@@ -1,0 +1,69 @@
+"""What the measured steps say of this GPU: a file for `make plan`, and the GPU-days of the paper's tables."""
+
+import re
+from collections.abc import Sequence
+from statistics import fmean
+
+import torch
+
+from data_prep.storage import write_text
+from scripts.check.steps import Step
+from scripts.config import CONFIGS, choices, compose
+from scripts.cost.gpu import Gpu
+from scripts.cost.plan import plan
+
+TABLES = ("table1", "table2", "table3")
+
+
+def write_rates(measured: Sequence[Step]) -> str:
+    """Write `configs/gpu/<this>.yaml` from the timed steps; returns its name.
+
+    The peak rate is that of a known GPU of the same name, else a timed matrix product.
+    """
+    properties = torch.cuda.get_device_properties(0)
+    name = re.sub(r"[^a-z0-9]+", "_", properties.name.lower()).strip("_")
+    tflops = known_tflops(properties.name) or product_tflops()
+    rates = [step.flops / step.seconds / 1e12 for step in measured if step.flops]
+    write_text(
+        CONFIGS / "gpu" / f"{name}.yaml",
+        "# Written by `make gpu-check` on this GPU; a100_40g.yaml says what the numbers mean.\n"
+        f"name: {properties.name}\n"
+        f"memory_gib: {properties.total_memory / 2**30:.1f}\n"
+        f"tflops: {tflops:.0f}\n"
+        f"efficiency: {{training: {fmean(rates) / tflops:.3f}}}\n"
+        "measured: [training]\n",
+    )
+    return name
+
+
+def gpu_days(gpu: str) -> float:
+    """GPU-days of the three tables of the profile `paper` on a GPU of configs/gpu, by the plan."""
+    hours = 0.0
+    for table in TABLES:
+        overrides = ["profile=paper", f"table={table}", f"gpus=[{gpu}]"]
+        cfg = compose(overrides)
+        model = f"model={cfg.models[cfg.table.model]}"
+        cells = plan(compose([*overrides, model]), [*overrides, model]).cells
+        hours += float(cells.filter(like=Gpu.of(gpu).name).to_numpy().sum())
+    return hours / 24
+
+
+def known_tflops(name: str) -> float | None:
+    """The peak rate of a GPU of configs/gpu whose name begins `name`'s model, e.g. H100 or A100."""
+    for known in map(Gpu.of, choices("gpu")):
+        if known.name.partition("-")[0].lower() in name.lower().replace("-", " ").split():
+            return known.tflops
+    return None
+
+
+def product_tflops(size: int = 8192, times: int = 20) -> float:
+    """The rate of a large bf16 matrix product on this GPU, in TFLOPs: what can be reached, a little below the peak."""
+    a = torch.randn(size, size, device="cuda", dtype=torch.bfloat16)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    a @ a
+    start.record()
+    for _ in range(times):
+        a @ a
+    end.record()
+    torch.cuda.synchronize()
+    return 2 * size**3 * times / (start.elapsed_time(end) / 1000) / 1e12
