@@ -31,8 +31,10 @@ def loading(original: Any) -> Any:
 
     @functools.wraps(original)
     async def load_lora_adapter(self: Any, request: LoadLoRAAdapterRequest, base_model_name: str | None = None) -> Any:
-        rank = self.engine_client.vllm_config.lora_config.max_lora_rank
-        mos, fault = await asyncio.to_thread(inspect, Path(request.lora_path), rank)
+        lora_config = self.engine_client.vllm_config.lora_config
+        if lora_config is None:  # vLLM says that LoRA is not enabled
+            return await original(self, request, base_model_name)
+        mos, fault = await asyncio.to_thread(inspect, Path(request.lora_path), lora_config.max_lora_rank)
         if fault:
             return bad_request(fault, request.lora_name)
         response = await original(self, request, base_model_name)

@@ -40,10 +40,15 @@ class MosModelManager(LRUCacheLoRAModelManager):
 
     def __init__(self, *, vllm_config: Any, **kwargs: Any) -> None:
         super().__init__(vllm_config=vllm_config, **kwargs)
+        self.prepare(vllm_config)
+
+    def prepare(self, vllm_config: Any) -> None:
+        """What MoS adds to vLLM's manager, once the layers have been made adaptable."""
         self.options = read_options(vllm_config.additional_config)
         self.stacks, self.rest = build_stacks(self.modules, self.packed_modules)
         self.store = DeviceStore(self.options.device_bytes(self.device.type), self.device)
-        self.counters = Counters(vllm_config.parallel_config.rank)
+        parallel = vllm_config.parallel_config
+        self.counters = Counters(parallel.data_parallel_rank * parallel.world_size + parallel.rank)
         self.mos: dict[int, Held] = {}  # the registered adapters that are MoS
         self.mos_bytes = 0
         self.preloaded = Preloaded(self.store, self.capacity)

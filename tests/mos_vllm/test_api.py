@@ -111,6 +111,12 @@ def test_other_errors_stay_as_vllm_gives_them(models, root, tmp_path):
     assert load(models, "a", tmp_path / "none").error.code == 404
 
 
+def test_a_server_without_lora_answers_as_vllm_does(models, root):
+    models.engine_client.vllm_config.lora_config = None
+    models.engine_client.error = RuntimeError("LoRA is not enabled.")
+    assert "not enabled" in load(models, "a", root / "mos").error.message
+
+
 def test_a_lora_adapter_is_left_to_vllm(models, root):
     assert "Success" in load(models, "a", root / "lora", inplace=True)
     assert models.lora_requests["a"].load_inplace is True  # as vLLM has it

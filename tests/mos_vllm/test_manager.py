@@ -1,0 +1,202 @@
+"""vLLM's manager of adapters with the plugin's part, on vLLM's own layers and caches, without a model."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("vllm", reason="vLLM is not installed")
+from vllm.lora.lora_model import LoRAModel
+from vllm.lora.lora_weights import LoRALayerWeights
+from vllm.lora.model_manager import AdapterLRUCache
+from vllm.lora.request import LoRARequest
+
+from mos_vllm.adapter import AdapterError
+from mos_vllm.held import ALIGNMENT, hold
+from mos_vllm.manager import MosLoRAModel, MosModelManager, MosWorkerManager, refusal
+from mos_vllm.options import GIB
+from tests.mos_vllm.test_stack import MAX_RANK, SLOTS, WIDTHS, lora_modules, random_adapter, set_lora, slots
+
+CAPACITY, BLOCKS = 5, 3
+
+
+def vllm_config(store=0.0, **changes):
+    model = {"enable_sleep_mode": False}
+    parallel = {"rank": 0, "data_parallel_rank": 0, "world_size": 1, "pipeline_parallel_size": 1}
+    return SimpleNamespace(
+        additional_config={"mos": {"device_store_gib": store}},
+        model_config=SimpleNamespace(**{key: changes.get(key, value) for key, value in model.items()}),
+        parallel_config=SimpleNamespace(**{key: changes.get(key, value) for key, value in parallel.items()}),
+    )
+
+
+def make_manager(store=0.0):
+    manager = object.__new__(MosModelManager)
+    manager.lora_config = SimpleNamespace(
+        max_cpu_loras=CAPACITY, max_loras=SLOTS, max_lora_rank=MAX_RANK, lora_dtype=torch.float32
+    )
+    manager.modules, manager.packed_modules = lora_modules(BLOCKS)
+    manager.device, manager.is_pooling_model = torch.device("cpu"), False
+    manager._enable_mixed_moe_lora_format = manager._is_moe = False
+    manager.packed_modules_mapping = {}
+    manager._registered_adapters = AdapterLRUCache(CAPACITY, manager.deactivate_adapter)
+    manager._active_adapters = AdapterLRUCache(SLOTS, manager._deactivate_adapter)
+    manager.lora_index_to_id = [None] * SLOTS
+    manager.prepare(vllm_config(store))
+    return manager
+
+
+ADAPTERS = [
+    random_adapter(0),
+    random_adapter(1, rank=8, shards=4),
+    random_adapter(2, parts=("q_proj", "v_proj")),
+    random_adapter(3, blocks=(1,), e=3),
+    random_adapter(4, scaled=True),
+    random_adapter(5, rank=2, parts=("fc",), blocks=(0, 2)),
+]
+PLAIN = 6  # the number of an adapter that is a LoRA, on one layer type
+
+
+def model(manager, number, adapter_id):
+    if number < PLAIN:
+        held = hold("x", ADAPTERS[number], manager.stacks, torch.float32, str)
+        return MosLoRAModel(adapter_id, held, str(number), ())
+    names = [f"layers.{block}.mlp.fc" for block in range(BLOCKS)]
+    weights = {name: LoRALayerWeights(name, 4, 4, torch.ones(4, 32), torch.ones(24, 4)) for name in names}
+    return LoRAModel(adapter_id, 4, weights)
+
+
+def expected_slots(number, slot):
+    modules, packed = lora_modules(BLOCKS)
+    if number < PLAIN:
+        set_lora(modules, packed, slot, ADAPTERS[number])
+    else:
+        for block in range(BLOCKS):
+            modules[f"layers.{block}.mlp.fc"].set_lora(slot, torch.ones(4, 32), torch.ones(24, 4))
+    return {key: tensor[slot] for key, tensor in slots(modules).items()}
+
+
+EXPECTED = {number: expected_slots(number, 0) for number in range(PLAIN + 1)}
+
+
+def use(manager, adapter_id, number):
+    """What vLLM's worker does for a request."""
+    if adapter_id not in manager._registered_adapters:
+        new = model(manager, number, adapter_id)
+        if len(manager) + 1 > manager.capacity:
+            manager.remove_oldest_adapter()
+        manager.add_adapter(new)
+    manager._registered_adapters.touch(adapter_id)
+    manager.activate_adapter(adapter_id)
+
+
+@pytest.mark.parametrize("store", [0.0, 3 * 70 * ALIGNMENT / GIB])
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["use"] * 6 + ["pin", "remove", "reload", "clear"]), st.integers(1, PLAIN + 1)),
+        max_size=25,
+    )
+)
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+def test_every_active_slot_holds_its_adapter_whatever_happens(store, steps):
+    manager = make_manager(store)
+    number = {adapter_id: adapter_id - 1 for adapter_id in range(1, PLAIN + 2)}
+    for step, adapter_id in steps:
+        if step == "use":
+            use(manager, adapter_id, number[adapter_id])
+        elif (
+            step == "pin"
+            and adapter_id in manager._registered_adapters
+            and not manager._registered_adapters.pinned_items
+        ):
+            manager.pin_adapter(adapter_id)
+        elif step == "remove":
+            manager.remove_adapter(adapter_id)
+        elif step == "reload":  # other weights under the same id
+            number[adapter_id] = (number[adapter_id] + 1) % (PLAIN + 1)
+            manager.remove_adapter(adapter_id)
+            use(manager, adapter_id, number[adapter_id])
+        elif step == "clear":
+            manager._last_mapping = manager._last_slot_layout = None
+            manager.remove_all_adapters()
+        check(manager, number)
+
+
+def check(manager, number):
+    active = [adapter_id for adapter_id in manager.lora_index_to_id if adapter_id is not None]
+    assert set(active) == set(manager._active_adapters) and len(set(active)) == len(active) <= SLOTS
+    assert set(active) <= set(manager._registered_adapters) and len(manager) <= CAPACITY
+    held = slots(manager.modules)
+    for adapter_id in active:
+        slot = manager.lora_index_to_id.index(adapter_id)
+        for key, tensor in EXPECTED[number[adapter_id]].items():
+            torch.testing.assert_close(held[key][slot], tensor, rtol=1e-6, atol=1e-6)
+    mos = {other for other in manager._registered_adapters if number[other] < PLAIN}
+    assert manager.mos.keys() == mos
+    assert manager.store.held.keys() <= {held.key for held in manager.mos.values()}
+    values = manager.counters.values
+    assert values["adapters_on_host"] == len(mos) and values["adapters_on_device"] == len(manager.store.held)
+    assert values["bytes_on_host"] == sum(len(held.memory) for held in manager.mos.values())
+    assert values["bytes_on_device"] == manager.store.used
+
+
+def test_a_layer_without_a_stack_is_cleared_after_a_plain_lora_only():
+    manager = make_manager()
+    cleared = []
+    manager.rest = [SimpleNamespace(reset_lora=cleared.append)]
+    use(manager, 1, 0)
+    assert cleared == []
+    use(manager, 7, PLAIN)
+    slot = manager.lora_index_to_id.index(7)
+    manager.remove_adapter(7)
+    use(manager, 2, 1)
+    assert manager.lora_index_to_id.index(2) == slot and cleared == [slot]
+
+
+def test_an_adapter_in_the_device_store_is_not_copied_again():
+    manager = make_manager(store=100 * 70 * ALIGNMENT / GIB)
+    for adapter_id in (1, 2, 3, 4, 1, 2, 3, 4):
+        use(manager, adapter_id, adapter_id - 1)
+    assert manager.counters.values["activations"] == 8 and manager.counters.values["misses"] == 4
+
+
+def test_the_log_line_counts_from_the_shapes():
+    manager = make_manager(store=1.0)
+    one = 4 * BLOCKS * sum(h + o for h, o in WIDTHS.values())
+    assert f"{GIB // one} of e=1, {GIB // (2 * one)} of e=2" in manager.capacities()
+
+
+@pytest.mark.parametrize(
+    ("changes", "pooling", "said"),
+    [
+        ({}, False, None),
+        ({"enable_sleep_mode": True}, False, "--enable-sleep-mode"),
+        ({"pipeline_parallel_size": 2}, False, "pipeline parallelism"),
+        ({}, True, "pooling"),
+    ],
+)
+def test_servers_that_take_no_mos_adapters_say_why(changes, pooling, said):
+    reason = refusal(vllm_config(**changes), pooling)
+    assert reason is None if said is None else said in reason
+
+
+def test_a_refusing_server_refuses_mos_alone(tmp_path):
+    worker = object.__new__(MosWorkerManager)
+    worker._adapter_manager = SimpleNamespace(refusal="cannot be served today.")
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "MOS"}', encoding="utf-8")
+    with pytest.raises(AdapterError, match="cannot be served today"):
+        worker._load_adapter(LoRARequest("a", 1, str(tmp_path)))
+
+
+def test_looking_up_a_registered_adapter_copies_nothing(monkeypatch):
+    manager = make_manager()
+    worker = object.__new__(MosWorkerManager)
+    worker._adapter_manager = manager
+    for adapter_id in (1, 2):
+        use(manager, adapter_id, adapter_id - 1)
+    monkeypatch.setattr(worker, "list_adapters", lambda: pytest.fail("copied"))
+    monkeypatch.setattr(manager, "list_adapters", lambda: pytest.fail("copied"))
+    assert worker.add_adapter(LoRARequest("b", 1, "0")) is True
+    assert list(manager._registered_adapters.order) == [2, 1]  # touched
