@@ -2,6 +2,7 @@
 
 from peft import VeraConfig, VeraModel
 
+from mos.common.keeping import kept_factors
 from mos.config import MosConfig
 from mos.convert import convert_upstream
 from mos.export import export_lora
@@ -13,7 +14,16 @@ from mos.registration import register
 from mos.tied_lora import TiedLoraConfig
 from mos.vera import vera_factors
 
-__all__ = ["MosConfig", "MosLayer", "MosModel", "ProloraConfig", "TiedLoraConfig", "convert_upstream", "export_lora"]
+__all__ = [
+    "MosConfig",
+    "MosLayer",
+    "MosModel",
+    "ProloraConfig",
+    "TiedLoraConfig",
+    "convert_upstream",
+    "export_lora",
+    "kept_factors",
+]
 
 register("mos", MosConfig, MosModel, mos_factors)
 register("vera", VeraConfig, VeraModel, vera_factors)  # PEFT's own method, known to PEFT already

@@ -1,100 +1,134 @@
-"""Gradients of pools that many blocks share: collected from the blocks, then added to the pool at once."""
+"""Gradients of pools that many blocks share: collected from the blocks, then added to the pool at once.
+
+A gradient per block would be as large as the pool and mostly zero, so the cost would grow with the square of the
+number of blocks. Instead each block takes a stand-in for its factor, which carries no values, only the routing of
+gradients: the gradient of a factor goes to its stand-in, and those of all stand-ins of a pair of pools are scattered
+together.
+"""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from mos.shards import assemble, low_rank
+from mos.common import private
+from mos.shards import assemble
+
+Pair = tuple[Tensor, Tensor]  # of A and of B
 
 
-def scatter(grads: Sequence[Tensor | None], indices: Sequence[Tensor | None], shape: torch.Size) -> Tensor | None:
-    """The gradient of a pool of `shape` (n, s) from those of factors (r, l * s): the transpose of `assemble`.
+def scatter(grads: Sequence[Tensor | None], index: Tensor, shape: torch.Size) -> Tensor | None:
+    """The gradient of a pool of `shape` (n, s) from those of L factors (r, l * s): the transpose of `assemble`.
 
-    grads and indices (r, l) belong together, block by block; without any gradient, there is none of the pool
+    index: (L * r, l) int64, of all factors; those without a gradient add none, and without any the pool has none
     """
-    total = None
-    for grad, index in zip(grads, indices, strict=True):
-        if grad is not None and index is not None:
-            rows = grad.reshape(-1, shape[1])  # (r, l*s) -> (r*l, s)
-            total = grad.new_zeros(shape) if total is None else total
-            total.index_add_(0, index.flatten().long(), rows)  # int32 is slow here
-    return total
+    rows = index.tensor_split(len(grads))  # (r, l) each
+    pairs = [(grad, own) for grad, own in zip(grads, rows, strict=True) if grad is not None]
+    if not pairs:
+        return None
+    shards = torch.cat([grad.reshape(-1, shape[1]) for grad, _ in pairs])  # (r, l*s) each -> (L*r*l, s)
+    if len(pairs) < len(grads):
+        index = torch.cat([own for _, own in pairs])
+    return shards.new_zeros(shape).index_add_(0, index.flatten(), shards)
 
 
 class PoolGradient(torch.autograd.Function):
-    """Collects the gradients of many blocks' factors, then adds all of them to their pools at once.
-
-    Were each block to return a gradient of its pools, every one would be as large as the whole pool and mostly zero,
-    and the cost would grow with the square of the number of blocks. So each takes a stand-in for its factor, without
-    content or memory, and returns a gradient of the factor's size to it.
-    """
+    """Stand-ins for the factors of many blocks, whose gradients it adds to their pools."""
 
     @staticmethod
     def forward(
         ctx: Any, pool_a: Tensor, pool_b: Tensor, rank: int, shards: int, indices: list[Tensor | None]
     ) -> tuple[Tensor, ...]:
-        """Stand-ins for A (r, h) and B (r, o) of each block in turn.
+        """Stand-ins for A (r, h) and B (r, o) of each block in turn; views that take no memory.
 
         indices: for each block its (2, r, l), or None, to be filled in by the block that takes the stand-ins
         """
         ctx.set_materialize_grads(False)
         ctx.indices = indices
         ctx.sizes = pool_a.shape, pool_b.shape
-        blank = [pool.new_zeros(()).expand(rank, shards * pool.shape[1]) for pool in (pool_a, pool_b)]
+        blank = [pool.detach().as_strided((rank, shards * pool.shape[1]), (0, 0)) for pool in (pool_a, pool_b)]
         return tuple(stand_in.view_as(stand_in) for _ in indices for stand_in in blank)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        sides = (grads[0::2], grads[1::2])
-        indices = ([None if index is None else index[i] for index in ctx.indices] for i in range(2))
-        grad_a, grad_b = map(scatter, sides, indices, ctx.sizes)
+        taken = [
+            (a, b, index)
+            for a, b, index in zip(grads[0::2], grads[1::2], ctx.indices, strict=True)
+            if index is not None
+        ]
+        index = torch.cat([index for *_, index in taken], 1).long()  # (2, L*r, l); int32 is slow in index_add_
+        grad_a = scatter([a for a, *_ in taken], index[0], ctx.sizes[0])
+        grad_b = scatter([b for _, b, _ in taken], index[1], ctx.sizes[1])
         return grad_a, grad_b, None, None, None
 
 
-class LowRankUpdate(torch.autograd.Function):
-    """x A^T diag(scale) B^T with the factors assembled from pools, in forward and once more in backward.
-
-    Neither factor is kept for backward: only the pools, which all blocks share, and the tokens in rank space.
-    """
+class Assemble(torch.autograd.Function):
+    """The factor of one block: its values come from the pool, its gradient goes to the stand-in as it is."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        stand_in_a: Tensor,
-        stand_in_b: Tensor,
-        pools: tuple[Tensor, Tensor],
-        index: Tensor,
-        scale: Tensor,
-        refusal: str | None,
-    ) -> Tensor:
-        """x: (t, h); pools: (n, h/l), (n, o/l); index: (2, r, l); scale: (r,); returns (t, o) in the type of x.
+    def forward(ctx: Any, stand_in: Tensor, pool: Tensor, index: Tensor, refusal: str | None) -> Tensor:
+        """pool: (n, s), detached; index: (r, l); returns (r, l * s).
 
-        stand_in_a, stand_in_b: what receives the gradients of the factors, from `PoolGradient`
-        refusal: why backward would give wrong gradients; it raises RuntimeError then, if it runs.
+        refusal: why backward would give wrong gradients; it raises RuntimeError then, if it runs
         """
+        if pool.requires_grad:
+            raise RuntimeError("The gradient of a pool goes through its stand-in: pass the pool detached.")
         ctx.refusal = refusal
-        a, b = (assemble(pool, i).to(x.dtype) for pool, i in zip(pools, index, strict=True))
-        y, hidden = low_rank(x, a, b, scale)
-        ctx.save_for_backward(x, hidden, *pools, index, scale)
-        return y
+        return assemble(pool, index)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.refusal:
             raise RuntimeError(ctx.refusal)
-        x, hidden, pool_a, pool_b, index, scale = ctx.saved_tensors
-        grad_x = grad_a = grad_b = None
-        if ctx.needs_input_grad[2]:
-            grad_b = (hidden.T @ grad).to(pool_b.dtype)  # (r, t) (t, o) -> (r, o)
-        grad_hidden = (grad @ assemble(pool_b, index[1]).to(grad.dtype).T) * scale  # (t, o) (o, r) -> (t, r)
-        if ctx.needs_input_grad[1]:
-            grad_a = (grad_hidden.T @ x).to(pool_a.dtype)  # (r, t) (t, h) -> (r, h)
-        if ctx.needs_input_grad[0]:
-            grad_x = grad_hidden @ assemble(pool_a, index[0]).to(grad.dtype)  # (t, r) (r, h) -> (t, h)
-        return grad_x, grad_a, grad_b, None, None, None, None
+        return grad, None, None, None
+
+
+class StandIns(NamedTuple):
+    """The stand-ins of one forward pass that no block has taken yet; `indices` is filled as they are, from the end."""
+
+    pools: Pair
+    indices: list[Tensor | None]
+    pairs: list[Pair]
+
+    @classmethod
+    def of(cls, pools: Pair, index: Tensor, blocks: int) -> "StandIns":
+        indices: list[Tensor | None] = [None] * blocks
+        made = PoolGradient.apply(*pools, *index.shape[1:], indices)
+        return cls(pools, indices, list(zip(made[0::2], made[1::2], strict=True)))
+
+    def serve(self, pools: Pair) -> bool:
+        """Whether one is left, and its gradient will reach these pools."""
+        return bool(self.pairs) and all(
+            own is pool and stand_in.dtype == pool.dtype and stand_in.requires_grad == pool.requires_grad
+            for own, pool, stand_in in zip(self.pools, pools, self.pairs[-1], strict=True)
+        )
+
+
+class Collector:
+    """Hands out stand-ins to the blocks that share a pair of pools."""
+
+    def __init__(self, blocks: int) -> None:
+        self.blocks = blocks
+        self.left: StandIns | None = None
+
+    def take(self, pools: Pair, index: Tensor) -> Pair:
+        """What receives the gradients of the factors that a block assembles by `index` (2, r, l).
+
+        The first block of a forward pass makes the stand-ins of all. Leftovers of an earlier pass are safe, as they
+        carry no values. A recomputation within a backward pass makes its own, since each is differentiated apart.
+        """
+        if private.in_backward_pass():
+            return self._pop(StandIns.of(pools, index, 1), index)
+        if self.left is None or not self.left.serve(pools):
+            self.left = StandIns.of(pools, index, self.blocks)
+        return self._pop(self.left, index)
+
+    @staticmethod
+    def _pop(stand_ins: StandIns, index: Tensor) -> Pair:
+        stand_ins.indices[len(stand_ins.pairs) - 1] = index
+        return stand_ins.pairs.pop()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied and pickled: not what a forward pass leaves behind."""
+        return cast(dict[str, Any], self.__dict__ | {"left": None})

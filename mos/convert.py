@@ -49,7 +49,9 @@ def convert_upstream(
         task_type=original.get("task_type"),
         inference_mode=True,
     )
-    write_adapter(out_dir, config, mos_state(config, state))
+    tensors = mos_state(config, state)
+    config.random_scaling = any(bool((scale != 1).any()) for scale in by_name(tensors, "mos_scale").values())
+    write_adapter(out_dir, config, tensors)
 
 
 def mos_state(config: MosConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,116 +1,104 @@
-"""The MoS layer: pools, indices, and how the two factors of a block come out of them."""
+"""The MoS layer: the pools that it shares with the other blocks, its indices, and the factors that come out of them."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
-from mos.autograd import LowRankUpdate, PoolGradient
+from mos.autograd import Assemble, Collector
 from mos.common import private
 from mos.common.layer import LowRankLayer, require_finite
+from mos.common.parameters import AdapterParameters, Weight
 from mos.common.private import BufferDict
 from mos.config import MosConfig
-from mos.shards import PoolLayout, assemble, init_bound, low_rank, sample_indices
+from mos.shards import PoolLayout, assemble, init_bound, sample_indices
 from mos.streams import stream
 
-FLEETING = ("mos_cache", "mos_stand_ins")
+TORN = (
+    "The pools of adapter '{adapter}' are no longer the same for all blocks: something has sharded or replaced them "
+    "block by block, as FSDP2 does with fully_shard(block). Pass them to fully_shard as ignored_params and average "
+    "their gradients, or wrap the whole model once."
+)
+
+
+class Pool(Weight):
+    """The shards (n, s) of one layer type.
+
+    It is called, rather than read, so that the hooks of those who keep weights elsewhere (accelerate) bring it here.
+    """
+
+    def forward(self, index: Tensor, stand_in: Tensor | None = None, refusal: str | None = None) -> Tensor:
+        """One factor, (r, l * s), on the device of `index` (r, l); gradients go to `stand_in` if there is one."""
+        here = index.to(self.weight.device)
+        if stand_in is None:
+            return assemble(self.weight, here).to(index.device)
+        return cast(Tensor, Assemble.apply(stand_in, self.weight.detach(), here, refusal)).to(index.device)
+
+
+class Group:
+    """The layers of one type, which share pools: how large these are, and the layers built so far."""
+
+    def __init__(self, layout: PoolLayout) -> None:
+        self.layout = layout
+        self.layers: list[MosLayer] = []
+        self.collector = Collector(layout.blocks)
 
 
 class Place(NamedTuple):
-    """Where a layer stands among those of its type: its own name, its block k, its pools' layout, and their host."""
+    """Where a layer stands in its group: its name, and its block k."""
 
     name: str
     block: int
-    layout: PoolLayout
-    host: str
-
-
-class Assembled(NamedTuple):
-    """Factors kept between forward passes, with the state of the tensors they were made of.
-
-    The tensors are kept too, lest their identities be reused.
-    """
-
-    sources: tuple[Tensor, ...]
-    state: tuple[Any, ...]
-    factors: tuple[Tensor, Tensor, Tensor]
-
-
-class StandIns(NamedTuple):
-    """The stand-ins of one forward pass that no block has taken yet; `indices` is filled as they are, from the end."""
-
-    pools: tuple[Tensor, ...]
-    indices: list[Tensor | None]
-    pairs: list[tuple[Tensor, Tensor]]
-
-    @classmethod
-    def of(cls, pools: tuple[Tensor, ...], rank: int, index: Tensor, blocks: int) -> "StandIns":
-        indices: list[Tensor | None] = [None] * blocks
-        made = PoolGradient.apply(*pools, rank, index.shape[2], indices)
-        return cls(pools, indices, list(zip(made[0::2], made[1::2], strict=True)))
-
-    def serve(self, pools: tuple[Tensor, ...]) -> bool:
-        """Whether one is left, and its gradient will reach these pools."""
-        return bool(self.pairs) and all(
-            own is pool and stand_in.dtype == pool.dtype and stand_in.requires_grad == pool.requires_grad
-            for own, pool, stand_in in zip(self.pools, pools, self.pairs[-1], strict=True)
-        )
-
-
-def hosted(pools: nn.ParameterDict, adapter: str) -> Tensor:
-    """The pool. Accelerate reloads offloaded weights before a module's forward; a ParameterDict has none, so read
-    the hook's copy."""
-    return private.offloaded_value(pools, adapter) if is_offloaded(pools, adapter) else pools[adapter]
-
-
-def is_offloaded(pools: nn.ParameterDict, adapter: str) -> bool:
-    return pools[adapter].is_meta and private.offload_hook(pools) is not None
+    group: Group
 
 
 class MosLayer(LowRankLayer):
     """A linear layer of block k that adds alpha / r * B^k A^k, both assembled from the pools of its type (Eq. 5).
 
-    The first targeted layer of a type hosts the pools; the others refer to it without registering it, so that every
-    tensor has one key and one owner.
+    Every layer of a type registers the same pools, so they live as long as one of the layers does. A file has them
+    once, under the name of the first layer.
     """
 
     adapter_layer_names = ("mos_A", "mos_B")
-    other_param_names = (*LowRankLayer.other_param_names, "mos_index", "mos_scale", "blocks", *FLEETING, "mos_host")
+    other_param_names = (*LowRankLayer.other_param_names, "mos_index", "mos_scale", "scaled", "collectors")
 
     def __init__(self, base_layer: nn.Module, **kwargs: Any) -> None:
         super().__init__(base_layer, **kwargs)
-        self.mos_A = nn.ParameterDict()  # (n, h/l), on the host only
-        self.mos_B = nn.ParameterDict()  # (n, o/l), on the host only
+        self.mos_A = AdapterParameters(Pool)  # (n, h/l)
+        self.mos_B = AdapterParameters(Pool)  # (n, o/l)
         self.mos_index = BufferDict(persistent=True)  # (2, r, l): of A and of B
         self.mos_scale = BufferDict(persistent=True)  # (r,): ones, or the random scales
-        self.mos_host: dict[str, MosLayer] = {}
-        self.blocks: dict[str, int] = {}
-        self.mos_cache: dict[str, Assembled] = {}
-        self.mos_stand_ins: dict[str, StandIns] = {}  # on the host only
+        self.scaled: dict[str, bool] = {}  # whether the scales are others than ones
+        self.collectors: dict[str, Collector] = {}
 
     def rank(self, config: MosConfig, shared: Place) -> int:
-        return shared.layout.rank
+        return shared.group.layout.rank
 
     def create(self, adapter: str, config: MosConfig, shared: Place) -> None:
-        self.blocks[adapter] = shared.layout.blocks
+        group = shared.group
         self.mos_index[adapter] = self._draw_indices(config, shared)
         self.mos_scale[adapter] = self._draw_scales(config, shared)
-        if shared.host == shared.name:
-            self._create_pools(adapter, config, shared.layout)
+        self.scaled[adapter] = config.random_scaling
+        self.collectors[adapter] = group.collector
+        if group.layers:
+            self.mos_A.share(adapter, group.layers[0].mos_A)
+            self.mos_B.share(adapter, group.layers[0].mos_B)
+        else:
+            self._create_pools(adapter, config, group.layout)
+        group.layers.append(self)
 
     def _draw_indices(self, config: MosConfig, place: Place) -> Tensor:
         """Sec. 3.2 to 3.5; returns (2, r, l) int32, which every communication library can broadcast."""
         sides = ("A", "B") if config.pair_dissociation else ("A", "A")
-        draws = [
-            sample_indices(place.layout, place.block, stream(config.index_seed, place.name, side)) for side in sides
-        ]
+        layout = place.group.layout
+        draws = [sample_indices(layout, place.block, stream(config.index_seed, place.name, side)) for side in sides]
         return torch.stack(draws).int()
 
     def _draw_scales(self, config: MosConfig, place: Place) -> Tensor:
         """The frozen scale s_i^k of each vector pair (Sec. 2, Random Scaling), or ones; returns (r,)."""
-        ones = torch.ones(place.layout.rank, device="cpu")
+        ones = torch.ones(place.group.layout.rank, device="cpu")
         if not config.random_scaling:
             return ones
         return ones.normal_(config.scale_mean, config.scale_std, generator=stream(config.index_seed, place.name, "s"))
@@ -124,111 +112,61 @@ class MosLayer(LowRankLayer):
         bound = 0.0 if config.init_weights else 1 / math.sqrt(layout.rank)
         nn.init.uniform_(self.mos_B[adapter], -bound, bound)
 
+    def take_choice(self, adapter: str, other: str) -> None:
+        """Read the shards that the adapter `other` reads here, with the same scales."""
+        self.mos_index[adapter] = self.mos_index[other].clone()
+        self.mos_scale[adapter] = self.mos_scale[other].clone()
+        self.scaled[adapter] = self.scaled[other]
+
     def _get_available_adapters(self) -> set[str]:
         return set(self.scaling)
 
-    def hosted_pools(self, adapter: str) -> tuple[Tensor, Tensor]:
-        """The A pool (n, h/l) and the B pool (n, o/l) where they are; from disk or the CPU, if offloaded.
-
-        Raises RuntimeError if they are sharded over processes where this layer cannot gather them.
-        """
-        host = self.mos_host[adapter]
-        pool_a, pool_b = hosted(host.mos_A, adapter), hosted(host.mos_B, adapter)
-        if isinstance(pool_a, DTensor):
-            raise RuntimeError(
-                f"The pools of adapter '{adapter}' are sharded with another block (FSDP2), but all blocks read them. "
-                "Pass them to fully_shard as ignored_params and average their gradients, or wrap the whole model once."
-            )
-        return pool_a, pool_b
-
-    def pools(self, adapter: str) -> tuple[Tensor, Tensor]:
-        """The same on this layer's device."""
-        pool_a, pool_b = self.hosted_pools(adapter)
-        device = self.mos_index[adapter].device
-        return pool_a.to(device), pool_b.to(device)
+    def pool_modules(self, adapter: str) -> tuple[Pool, Pool]:
+        """The modules that hold the A pool (n, h/l) and the B pool (n, o/l)."""
+        return cast(Pool, self.mos_A.module(adapter)), cast(Pool, self.mos_B.module(adapter))
 
     def factors(self, adapter: str) -> tuple[Tensor, Tensor]:
         """A (r, h), its rows times the random scales, and B (o, r)."""
-        pool_a, pool_b = self.pools(adapter)
-        index_a, index_b = self.mos_index[adapter]
-        scale = self.mos_scale[adapter].to(pool_a.dtype)
-        return assemble(pool_a, index_a) * scale[:, None], assemble(pool_b, index_b).T
+        a, b = self._assembled(adapter)
+        if self.scaled[adapter]:
+            a = a * self.mos_scale[adapter].to(a.dtype)[:, None]  # (r, h) (r, 1)
+        return a, b.T
 
-    def update(self, x: Tensor, adapter: str) -> Tensor:
-        pools = self.hosted_pools(adapter)
-        dtype = pools[0].dtype
-        if not x.is_meta and torch.is_autocast_enabled(x.device.type):
-            dtype = torch.get_autocast_dtype(x.device.type)
-        x = self._cast_input_dtype(x, dtype)
-        if not self.training and not (torch.is_grad_enabled() and pools[0].requires_grad):
-            return low_rank(x, *self._assembled(adapter, x.dtype, *pools))[0]
-        if is_offloaded(self.mos_host[adapter].mos_A, adapter):
+    def _assembled(self, adapter: str) -> Sequence[Tensor]:
+        """The rows of A (r, h) and the columns of B (r, o).
+
+        Raises RuntimeError if gradients are wanted that would not reach the pools, or not wholly.
+        """
+        pools, index = self.pool_modules(adapter), self.mos_index[adapter]
+        offloaded = any(private.is_offloaded(pool) for pool in pools)
+        if offloaded and self.training:
             raise RuntimeError(
                 f"The pools of adapter '{adapter}' are offloaded and cannot be trained; keep them in memory."
             )
-        self.mos_cache.pop(adapter, None)
-        x = self.dropout[adapter](x)
-        index, scale = self.mos_index[adapter], self._scale(adapter, x.dtype)
-        pool_a, pool_b = (pool.to(index.device) for pool in pools)
-        if torch.compiler.is_compiling():  # which finds its own way to save memory
-            return low_rank(x, assemble(pool_a, index[0]).to(dtype), assemble(pool_b, index[1]).to(dtype), scale)[0]
+        if offloaded or not torch.is_grad_enabled() or not any(pool.weight.requires_grad for pool in pools):
+            with torch.no_grad():
+                return [pool(i) for pool, i in zip(pools, index, strict=True)]
+        if any(pool.is_torn() for pool in pools):
+            raise RuntimeError(TORN.format(adapter=adapter))
+        if private.is_transformed() or any(private.is_partitioned(pool.weight) for pool in pools):
+            return [pool(i) for pool, i in zip(pools, index, strict=True)]
+        return self._collected(adapter, pools, index)
+
+    def _collected(self, adapter: str, pools: tuple[Pool, Pool], index: Tensor) -> Sequence[Tensor]:
+        """The same, with the gradients of all blocks scattered together."""
         self.note_ddp()
-        stand_ins = self._stand_ins(adapter, pool_a, pool_b)
-        tokens, pools = x.flatten(0, -2), (pool_a.detach(), pool_b.detach())  # (..., h) -> (t, h)
-        y = LowRankUpdate.apply(tokens, *stand_ins, pools, index, scale, self.refusal())
-        return cast(Tensor, y).view(*x.shape[:-1], self.out_features)  # (t, o) -> (..., o)
-
-    def _stand_ins(self, adapter: str, *pools: Tensor) -> tuple[Tensor, Tensor]:
-        """What receives the gradients of this block's factors.
-
-        The host, which runs first, makes them for all blocks of a forward pass. A block that finds none left, or some
-        of other pools, makes its own, as in the recomputations of checkpointing. Those of an earlier pass are as right,
-        since they have no content.
-        """
-        host = self.mos_host[adapter]
-        if host is self and torch.is_grad_enabled():
-            self.mos_stand_ins[adapter] = StandIns.of(
-                pools, self.r[adapter], self.mos_index[adapter], self.blocks[adapter]
-            )
-        left = host.mos_stand_ins.get(adapter)
-        if left is None or not left.serve(pools):
-            left = StandIns.of(pools, self.r[adapter], self.mos_index[adapter], 1)
-        left.indices[len(left.pairs) - 1] = self.mos_index[adapter]
-        return left.pairs.pop()
-
-    def _scale(self, adapter: str, dtype: torch.dtype) -> Tensor:
-        """alpha / r times the scale of each vector pair; returns (r,)."""
-        return (self.mos_scale[adapter] * self.scaling[adapter]).to(dtype)
-
-    def _assembled(self, adapter: str, dtype: torch.dtype, *pools: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What `low_rank` needs besides the tokens, kept until something it is made of changes.
-
-        A change is a new tensor, new data, or one more write to the same data, which torch counts (but not through
-        `.data`). Tensors made in inference mode are not counted, so nothing is kept of them; nor of offloaded pools.
-        """
-        sources = (*pools, self.mos_index[adapter], self.mos_scale[adapter])
-        offloaded = is_offloaded(self.mos_host[adapter].mos_A, adapter)
-        if torch.compiler.is_compiling() or offloaded or any(map(Tensor.is_inference, sources)):
-            return self._assemble(adapter, dtype, *pools)
-        state = (dtype, self.scaling[adapter], *[(id(s), s._version, s.data_ptr()) for s in sources])
-        kept = self.mos_cache.get(adapter)
-        if kept is None or kept.state != state:
-            kept = self.mos_cache[adapter] = Assembled(sources, state, self._assemble(adapter, dtype, *pools))
-        return kept.factors
-
-    @torch.no_grad()
-    def _assemble(self, adapter: str, dtype: torch.dtype, *pools: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        index = self.mos_index[adapter]
-        a, b = (assemble(pool.to(index.device), i).to(dtype) for pool, i in zip(pools, index, strict=True))
-        return a, b, self._scale(adapter, dtype)
+        weights = pools[0].weight, pools[1].weight
+        stand_ins = self.collectors[adapter].take(weights, index.to(weights[0].device))
+        refusal = self.refusal()
+        return [pool(i, stand_in, refusal) for pool, i, stand_in in zip(pools, index, stand_ins, strict=True)]
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """As for every layer; with `safe_merge` also shards that no block selected must be finite."""
         for adapter in self.active_adapters if adapter_names is None else adapter_names:
             if safe_merge and adapter in self.scaling:
-                require_finite(adapter, *self.pools(adapter))
+                require_finite(adapter, self.mos_A[adapter], self.mos_B[adapter])
         super().merge(safe_merge, adapter_names)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """What is copied and pickled: not what a forward pass leaves behind."""
-        return self.__dict__ | {name: {} for name in FLEETING}
+
+class MosLinear(MosLayer):
+    """A linear layer with MoS. PEFT finds adapted linear layers by "Linear" in the name of the class."""

@@ -6,13 +6,15 @@ from typing import Any, cast
 import torch
 from peft import PeftConfig
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft.utils.quantization_utils import get_quantization_kwargs
 from torch import Tensor, nn
 
 from mos.common.model import LINEAR_LAYERS, LLAMA_LIKE, LowRankModel
+from mos.common.parameters import Weight
 from mos.common.private import in_out_features
 from mos.config import MosConfig
 from mos.files import compact
-from mos.layer import MosLayer, Place
+from mos.layer import Group, MosLayer, MosLinear, Place
 from mos.names import block_numbers, layer_type
 from mos.shards import PoolLayout
 
@@ -22,15 +24,16 @@ def plan(config: MosConfig, targets: dict[str, nn.Module]) -> dict[str, Place]:
 
     Raises ValueError, before anything is changed, for a group whose pools cannot be built with these settings.
     """
-    groups = defaultdict(list)
+    names_of_type = defaultdict(list)
     for name, layer in targets.items():
-        groups[layer_type(name), *in_out_features(layer)].append(name)
+        names_of_type[layer_type(name), *in_out_features(layer)].append(name)
     places = {}
-    for (kind, in_features, out_features), names in groups.items():
+    for (kind, in_features, out_features), names in names_of_type.items():
         layout = PoolLayout(len(names), config.equivalent_rank, config.shards_per_vector, config.private_rank, config.r)
         layout.check(kind, in_features, out_features)
         names.sort(key=block_numbers)
-        places.update({name: Place(name, block, layout, names[0]) for block, name in enumerate(names)})
+        group = Group(layout)
+        places.update({name: Place(name, block, group) for block, name in enumerate(names)})
     return places
 
 
@@ -46,19 +49,36 @@ class MosModel(LowRankModel):
     def check_targets(self, config: MosConfig, targets: dict[str, nn.Module]) -> None:
         self.places = plan(config, targets)
 
+    def new_layer(self, target: nn.Module, parameter_name: str | None) -> MosLayer:
+        return MosLinear(target, **get_quantization_kwargs(self.model))
+
     def shared(self, adapter_name: str, key: str, layer: MosLayer) -> Place:
         return self.places[key]
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         super().inject_adapter(model, adapter_name, *args, **kwargs)
-        for place in self.places.values():
-            layer = cast(MosLayer, model.get_submodule(place.name))
-            layer.mos_host[adapter_name] = cast(MosLayer, model.get_submodule(place.host))
+        self._take_choice(model, adapter_name)
+        self.places.clear()  # layers must stay reachable through the model only, for copies and unloading
+
+    def _take_choice(self, model: nn.Module, adapter: str) -> None:
+        """Let an adapter with the settings of one on the model read the same shards, as far as both are on a layer.
+
+        A loaded adapter may read others than its seed draws. TRL adds the adapter "ref" with the settings of "default"
+        and copies parameters into it, which indices and scales are not.
+        """
+        config = self.peft_config[adapter]
+        twins = [name for name, other in self.peft_config.items() if name != adapter and other == config]
+        for layer in model.modules():
+            if isinstance(layer, MosLayer) and adapter in layer.mos_index:
+                for other in twins:
+                    if other in layer.mos_index and layer.mos_index[other].shape == layer.mos_index[adapter].shape:
+                        layer.take_choice(adapter, other)
 
     @classmethod
     def _get_adapter_state_dict(
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: Any, unwanted_adapter_names: list[str]
     ) -> dict[str, Tensor]:
+        check_pools(layers_with(model, adapter_name), adapter_name)
         state = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
         return {key: compact(value) if ".mos_index." in key else value for key, value in state.items()}
 
@@ -67,4 +87,50 @@ class MosModel(LowRankModel):
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         state = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        layers = layers_with(model, adapter_name)
+        check_choice(layers, adapter_name, state)
+        for name, layer in layers.items():
+            scale = state.get(f"{name}.mos_scale.{adapter_name}")
+            if scale is not None and not scale.is_meta:
+                layer.scaled[adapter_name] = bool((scale != 1).any())
         return {key: value.to(torch.int32) if ".mos_index." in key else value for key, value in state.items()}
+
+    @classmethod
+    def fit(cls, holder: Weight, value: Tensor) -> None:
+        """The pools of a model that has lost or gained blocks are not of the size that its settings make."""
+        if holder.weight.shape != value.shape and holder.weight.shape[1:] == value.shape[1:]:
+            empty = holder.weight.new_empty(value.shape)
+            holder.weight = nn.Parameter(empty, requires_grad=holder.weight.requires_grad)
+
+
+def layers_with(model: nn.Module, adapter: str) -> dict[str, MosLayer]:
+    """The layers of a model that the adapter is on, by their names."""
+    return {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, MosLayer) and adapter in layer.mos_index
+    }
+
+
+def check_pools(layers: dict[str, MosLayer], adapter: str) -> None:
+    """Raises ValueError if layers of one type and width read different pools: a file cannot tell which reads which."""
+    first: dict[tuple[str, int, int], tuple[str, Any]] = {}
+    for name, layer in layers.items():
+        pools = layer.mos_A.module(adapter).tied
+        kind = layer_type(name), layer.in_features, layer.out_features
+        other, expected = first.setdefault(kind, (name, pools))
+        if pools is not expected:
+            raise ValueError(
+                f"'{name}' and '{other}' read different pools, as when a block was copied on its own, but a file holds "
+                "one pair of pools per layer type. Use merge_and_unload, or copy the block before adding the adapter."
+            )
+
+
+def check_choice(layers: dict[str, MosLayer], adapter: str, state: dict[str, Tensor]) -> None:
+    """Raises ValueError if a layer would get pools from a file that does not say which of their shards it reads."""
+    for name in layers:
+        if f"{name}.mos_A.{adapter}.weight" in state and f"{name}.mos_index.{adapter}" not in state:
+            raise ValueError(
+                f"The file says nothing of '{name}', which would read shards at random. Leave the layer out by "
+                "exclude_modules or layers_to_transform in the adapter's config."
+            )

@@ -8,7 +8,6 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -92,12 +91,3 @@ def assemble(pool: Tensor, index: Tensor) -> Tensor:
     """
     rows = pool.index_select(0, index.flatten())  # (r*l, s)
     return rows.view(index.shape[0], -1)  # (r, l*s)
-
-
-def low_rank(x: Tensor, a: Tensor, b: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """One block's update of tokens x (..., h), scaled per vector pair (Eq. 1), and x A^T diag(scale).
-
-    a: (r, h); b: (r, o), the columns of B; scale: (r,); returns (..., o) and (..., r)
-    """
-    hidden = F.linear(x, a) * scale  # (..., h) (h, r) -> (..., r)
-    return hidden @ b, hidden  # (..., r) (r, o) -> (..., o)

@@ -16,6 +16,8 @@ from transformers.pytorch_utils import Conv1D
 
 from mos.common import private
 from mos.common.config import LowRankConfig
+from mos.common.keeping import Kept
+from mos.common.low_rank import add_low_rank
 
 EARLY_REDUCTION = (
     "DDP with reentrant gradient checkpointing averages a parameter that blocks share before all of them have added to "
@@ -33,13 +35,18 @@ class LowRankLayer(nn.Module, BaseTunerLayer):
         super().__init__()
         self.base_layer = base_layer
         self.quantization_backend = resolve_quantization_backend(self.get_base_layer(), **kwargs)
-        self.in_features, self.out_features = private.in_out_features(self.get_base_layer())
+        self.in_features, self.out_features = self.widths()
         self.r: dict[str, int] = {}
         self.scaling: dict[str, float] = {}
         self.dropout = nn.ModuleDict()
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self.reduced_early = False
+        self.kept: Kept | None = None
+
+    def widths(self) -> tuple[int, int]:
+        """The in-features h and the out-features o of what is adapted."""
+        return private.in_out_features(self.get_base_layer())
 
     def create(self, adapter: str, config: Any, shared: Any) -> None:
         """Make and initialise the adapter's parameters on this layer; `shared` comes from `LowRankModel.shared`."""
@@ -58,6 +65,8 @@ class LowRankLayer(nn.Module, BaseTunerLayer):
         self.scaling[adapter] = config.alpha / self.r[adapter]
         self.dropout[adapter] = nn.Dropout(config.dropout)
         self.create(adapter, config, shared)
+        if self.kept is not None:
+            self.kept.forget(adapter)
         self._move_adapter_to_device_of_base_layer(adapter)
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
@@ -67,11 +76,23 @@ class LowRankLayer(nn.Module, BaseTunerLayer):
             device = hook.execution_device
         super()._move_adapter_to_device_of_base_layer(adapter_name, device)
 
-    def update(self, x: Tensor, adapter: str) -> Tensor:
-        """What the adapter adds to the output.   x: (..., h) -> (..., o)"""
-        a, b = self.factors(adapter)
+    def add_update(self, y: Tensor, x: Tensor, adapter: str) -> Tensor:
+        """y + alpha / r * B A dropout(x).   y: (..., o), x: (..., h) -> (..., o), at least as precise as y"""
+        a, b = self.present_factors(adapter, x)  # (r, h), (o, r)
         x = self.dropout[adapter](self._cast_input_dtype(x, a.dtype))
-        return F.linear(F.linear(x, a), b) * self.scaling[adapter]  # (..., h) -> (..., r) -> (..., o)
+        if y.dtype != a.dtype and y.dtype.itemsize >= a.dtype.itemsize:  # autocast: y must not lose precision
+            return y + F.linear(F.linear(x, a), b) * self.scaling[adapter]
+        tokens, outputs = x.reshape(-1, self.in_features), y.reshape(-1, self.out_features)  # (..., h) -> (t, h)
+        return add_low_rank(outputs.to(a.dtype), tokens, a, b.T, self.scaling[adapter]).view(y.shape)
+
+    def present_factors(self, adapter: str, x: Tensor) -> tuple[Tensor, Tensor]:
+        """A (r, h) and B (o, r) for the tokens x: in the type of autocast, and kept ones within `kept_factors`."""
+        dtype = private.autocast_dtype(x)
+        kept = self.kept.pairs if self.kept is not None and self.kept.usable(self.training) else {}
+        if (adapter, dtype) not in kept:
+            a, b = self.factors(adapter)
+            kept[adapter, dtype] = a.to(dtype or a.dtype), b.to(dtype or b.dtype)
+        return kept[adapter, dtype]
 
     def note_ddp(self) -> None:
         """Remember whether DDP runs this forward pass and averages gradients early; a recomputation cannot tell."""
@@ -113,7 +134,7 @@ class LowRankLayer(nn.Module, BaseTunerLayer):
             return self._add_by_row(result, x, adapter_names)
         for adapter in self.active_adapters:
             if adapter in self.scaling:
-                result = result + self.update(x, adapter)
+                result = self.add_update(result, x, adapter)
         return result.to(dtype)
 
     def _check_mixed_batch(self, x: Tensor, adapter_names: list[str]) -> None:
@@ -130,7 +151,7 @@ class LowRankLayer(nn.Module, BaseTunerLayer):
     def _add_by_row(self, result: Tensor, x: Tensor, adapter_names: list[str]) -> Tensor:
         for adapter in sorted(set(adapter_names) & self.scaling.keys()):
             rows = torch.tensor([i for i, name in enumerate(adapter_names) if name == adapter], device=x.device)
-            result = result.index_add(0, rows, self.update(x[rows], adapter).to(result.dtype))
+            result = result.index_copy(0, rows, self.add_update(result[rows], x[rows], adapter).to(result.dtype))
         return result
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -156,6 +177,10 @@ class LowRankLayer(nn.Module, BaseTunerLayer):
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         return True
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied and pickled: not the factors that `kept_factors` keeps."""
+        return self.__dict__ | {"kept": None}
 
     def __repr__(self) -> str:
         return f"{type(self).__module__.split('.')[-2]}.{super().__repr__()}"

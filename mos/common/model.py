@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
+from peft.config import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import resolve_quantization_backend
 from peft.utils.other import AuxiliaryTrainingWrapper
@@ -13,6 +14,8 @@ from transformers.pytorch_utils import Conv1D
 
 from mos.common import private
 from mos.common.layer import LowRankLayer
+from mos.common.parameters import Weight
+from mos.files import last_name
 
 ATTENTION_INPUTS = ["q_proj", "k_proj", "v_proj"]
 LINEAR_LAYERS = [*ATTENTION_INPUTS, "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -29,6 +32,10 @@ class LowRankModel(BaseTuner):
 
     def shared(self, adapter_name: str, key: str, layer: Any) -> Any:
         """What the layer at `key` needs to know of the other layers."""
+
+    def new_layer(self, target: nn.Module, parameter_name: str | None) -> LowRankLayer:
+        """The layer that takes the place of `target`, or of the parameter in it called `parameter_name`."""
+        return self.tuner_layer_cls(target, **get_quantization_kwargs(self.model))
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         config = self._prepare_adapter_config(self.peft_config[adapter_name], self.get_model_config(model))
@@ -64,11 +71,49 @@ class LowRankModel(BaseTuner):
     ) -> None:
         layer = target
         if not isinstance(layer, self.tuner_layer_cls):
-            layer = self.tuner_layer_cls(target, **get_quantization_kwargs(self.model))
+            layer = self.new_layer(target, parameter_name)
             # before there are parameters, which it would take to the meta device of an offloaded base
             self._replace_module(parent, target_name, layer, target)
         layer.update_layer(adapter_name, peft_config, self.shared(adapter_name, current_key, layer))
         layer.set_adapter(self.active_adapters)
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        """<layer>.mos_A.<adapter>.weight in the model is <layer>.mos_A in a file."""
+        name = key.removesuffix(f".{adapter_name}.weight")
+        if name != key and last_name(name).startswith(cls.prefix):
+            return name
+        return cast(str, super()._remove_adapter_name_from_key(key, adapter_name))
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: Any, unwanted_adapter_names: list[str]
+    ) -> dict[str, Tensor]:
+        """What is saved: a parameter that layers share once, under the name of the first of them."""
+        state = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
+        repeated = {key for keys in shared_keys(model, adapter_name) for key in keys[1:]}
+        return {key: value for key, value in state.items() if key not in repeated}
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """What is loaded, under the names in the model: for a shared parameter, under all of its names.
+
+        Loading copies a tensor once and meets the parameter itself at the other names, which costs nothing.
+        """
+        state = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        for keys in shared_keys(model, adapter_name):
+            if found := [key for key in keys if key in state]:
+                holder = cast(Weight, model.get_submodule(found[0].removesuffix(".weight")))
+                cls.fit(holder, state[found[0]])
+                own = state[found[0]] if holder.weight.is_meta else holder.weight.data
+                state = dict.fromkeys(keys, own) | state
+        return state
+
+    @classmethod
+    def fit(cls, holder: Weight, value: Tensor) -> None:
+        """Make room for a parameter from a file; its shape is settled, unless a method says otherwise."""
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
@@ -125,3 +170,15 @@ def check_linear(name: str, layer: nn.Module) -> None:
             f"'{name}' is a {type(layer).__name__}; only linear layers (torch.nn.Linear, Conv1D or quantized) can be "
             "adapted. Name only such layers in target_modules."
         )
+
+
+def shared_keys(model: nn.Module, adapter: str) -> list[list[str]]:
+    """The state-dict keys of each parameter of the adapter that layers hold, the unloaded ones last.
+
+    A block that has been moved to the meta device holds the parameter without its values.
+    """
+    shared: dict[int, list[tuple[bool, str]]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, Weight) and last_name(name) == adapter:
+            shared.setdefault(id(module.tied), []).append((module.weight.is_meta, f"{name}.weight"))
+    return [[key for _, key in sorted(keys, key=lambda pair: pair[0])] for keys in shared.values()]

@@ -60,6 +60,30 @@ def is_detached_by_peft(layer: nn.Module) -> bool:
     return next(layer.parameters()).is_meta and not hasattr(layer, "_hf_hook")
 
 
-def offloaded_value(module: nn.Module, name: str) -> Tensor:
-    """The value of a weight that accelerate has offloaded from `module`."""
-    return cast(Tensor, cast(Any, offload_hook(module)).weights_map[name])
+def is_offloaded(module: nn.Module) -> bool:
+    """Whether accelerate keeps the weights of `module` elsewhere, and puts them in only while its forward runs."""
+    return offload_hook(module) is not None
+
+
+def is_partitioned(parameter: Tensor) -> bool:
+    """Whether DeepSpeed ZeRO-3 keeps parts of the parameter elsewhere, and gathers them only while its module runs."""
+    return hasattr(parameter, "ds_id")
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The type in which autocast computes on the device of x, or None if it is off."""
+    if x.is_meta or not torch.is_autocast_enabled(x.device.type):
+        return None
+    return torch.get_autocast_dtype(x.device.type)
+
+
+def is_transformed() -> bool:
+    """Whether torch.compile, a transform of torch.func or forward-mode differentiation is at work.
+
+    They take plain operations apart, but not an `autograd.Function`.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
+    )

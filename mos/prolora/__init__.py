@@ -2,10 +2,10 @@
 
 from mos.prolora.config import ProloraConfig
 from mos.prolora.factors import prolora_factors
-from mos.prolora.layer import ProloraLayer, assemble
+from mos.prolora.layer import ProloraLinear, assemble
 from mos.prolora.model import ProloraModel
 from mos.registration import register
 
-__all__ = ["ProloraConfig", "ProloraLayer", "ProloraModel", "assemble"]
+__all__ = ["ProloraConfig", "ProloraLinear", "ProloraModel", "assemble"]
 
 register("prolora", ProloraConfig, ProloraModel, prolora_factors)

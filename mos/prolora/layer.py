@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from mos.common.layer import LowRankLayer
+from mos.common.parameters import AdapterParameters
 from mos.common.private import BufferDict
 from mos.prolora.config import ProloraConfig
 
@@ -32,7 +33,7 @@ def assemble(
     return a, b
 
 
-class ProloraLayer(LowRankLayer):
+class ProloraLinear(LowRankLayer):
     """A linear layer whose factors are chunks, repeated and rotated, with u unshared ranks beside them."""
 
     adapter_layer_names = ("prolora_A", "prolora_B", "prolora_unshared_A", "prolora_unshared_B")
@@ -40,10 +41,10 @@ class ProloraLayer(LowRankLayer):
 
     def __init__(self, base_layer: nn.Module, **kwargs: object) -> None:
         super().__init__(base_layer, **kwargs)
-        self.prolora_A = nn.ParameterDict()  # (r - u, ceil(h / m)), the chunk A0
-        self.prolora_B = nn.ParameterDict()  # (ceil(o / n), r - u)
-        self.prolora_unshared_A = nn.ParameterDict()  # (u, h), only if u > 0
-        self.prolora_unshared_B = nn.ParameterDict()  # (o, u)
+        self.prolora_A = AdapterParameters()  # (r - u, ceil(h / m)), the chunk A0
+        self.prolora_B = AdapterParameters()  # (ceil(o / n), r - u)
+        self.prolora_unshared_A = AdapterParameters()  # (u, h), only if u > 0
+        self.prolora_unshared_B = AdapterParameters()  # (o, u)
         self.prolora_shape = BufferDict(persistent=True)  # (o, h): the chunks in the file do not tell where to cut
         self.sharing: dict[str, tuple[int, int]] = {}  # m, n
 

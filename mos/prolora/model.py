@@ -5,14 +5,14 @@ from torch import nn
 from mos.common.model import LINEAR_LAYERS, LLAMA_LIKE, LowRankModel
 from mos.common.private import in_out_features
 from mos.prolora.config import ProloraConfig
-from mos.prolora.layer import ProloraLayer
+from mos.prolora.layer import ProloraLinear
 
 
 class ProloraModel(LowRankModel):
     """Adds PRoLoRA adapters to a model."""
 
     prefix = "prolora_"
-    tuner_layer_cls = ProloraLayer
+    tuner_layer_cls = ProloraLinear
     target_module_mapping = dict.fromkeys(LLAMA_LIKE, LINEAR_LAYERS)
 
     def check_targets(self, config: ProloraConfig, targets: dict[str, nn.Module]) -> None:

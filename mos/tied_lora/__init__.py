@@ -3,9 +3,9 @@
 from mos.registration import register
 from mos.tied_lora.config import TiedLoraConfig
 from mos.tied_lora.factors import tied_lora_factors
-from mos.tied_lora.layer import TiedLoraLayer
+from mos.tied_lora.layer import TiedLoraLinear
 from mos.tied_lora.model import TiedLoraModel
 
-__all__ = ["TiedLoraConfig", "TiedLoraLayer", "TiedLoraModel"]
+__all__ = ["TiedLoraConfig", "TiedLoraLinear", "TiedLoraModel"]
 
 register("tied_lora", TiedLoraConfig, TiedLoraModel, tied_lora_factors)

@@ -7,7 +7,7 @@ from torch import nn
 from mos.common.model import ATTENTION_INPUTS, LLAMA_LIKE, LowRankModel
 from mos.common.private import in_out_features
 from mos.tied_lora.config import TiedLoraConfig
-from mos.tied_lora.layer import Hosts, TiedLoraLayer
+from mos.tied_lora.layer import Firsts, TiedLoraLinear
 
 
 class TiedLoraModel(LowRankModel):
@@ -17,7 +17,7 @@ class TiedLoraModel(LowRankModel):
     """
 
     prefix = "tied_lora_"
-    tuner_layer_cls = TiedLoraLayer
+    tuner_layer_cls = TiedLoraLinear
     target_module_mapping = dict.fromkeys(LLAMA_LIKE, ATTENTION_INPUTS)
 
     def check_targets(self, config: TiedLoraConfig, targets: dict[str, nn.Module]) -> None:
@@ -34,11 +34,11 @@ class TiedLoraModel(LowRankModel):
                     )
 
     def inject_adapter(self, *args: Any, **kwargs: Any) -> None:
-        self._first: dict[str, TiedLoraLayer] = {}  # of the model, by type and by block
+        self._first: dict[str, TiedLoraLinear] = {}  # of the model, by type and by block
         super().inject_adapter(*args, **kwargs)
         self._first.clear()  # layers must stay reachable through the model only, for copies and unloading
 
-    def shared(self, adapter_name: str, key: str, layer: TiedLoraLayer) -> Hosts:
+    def shared(self, adapter_name: str, key: str, layer: TiedLoraLinear) -> Firsts:
         block, _, kind = key.rpartition(".")
         names = ("model", f"type {kind}", f"block {block}")
-        return Hosts(*(self._first.setdefault(name, layer) for name in names))
+        return Firsts(*(self._first.setdefault(name, layer) for name in names))

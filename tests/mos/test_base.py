@@ -41,7 +41,7 @@ def assert_different(a, b):
 
 def test_only_the_adapter_trains_and_it_learns(peft_model, ids):
     trained = {name: p for name, p in peft_model.named_parameters() if p.requires_grad}
-    assert all(peft_model.base_model.prefix in name and name.endswith(".default") for name in trained)
+    assert all(peft_model.base_model.prefix in name and name.endswith(".default.weight") for name in trained)
     before = {name: p.detach().clone() for name, p in peft_model.named_parameters()}
     optimizer = torch.optim.AdamW(trained.values(), lr=1e-2)
     losses = []
@@ -112,7 +112,7 @@ def test_merge_unmerge_unload(peft_model, tiny_llama, ids, safe):
 
 def test_safe_merge_refuses_nan_and_keeps_the_base(peft_model, tiny_llama, ids):
     for name, parameter in peft_model.named_parameters():
-        if parameter.requires_grad and name.endswith("_B.default"):
+        if parameter.requires_grad and name.endswith("_B.default.weight"):
             parameter.data.fill_(float("nan"))
     with pytest.raises(ValueError, match="NaNs detected in the merged weights"):
         peft_model.merge_adapter(safe_merge=True)

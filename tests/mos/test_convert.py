@@ -46,7 +46,11 @@ def as_factors(layer, pools):
 
 def write(folder, model, form):
     folder.mkdir()
-    state = {f"{n}.{k}": v for n, m in layers(model).items() for k, v in form(m, m.pools("default")).items()}
+    state = {
+        f"{n}.{k}": v
+        for n, m in layers(model).items()
+        for k, v in form(m, (m.mos_A["default"], m.mos_B["default"])).items()
+    }
     torch.save(state, folder / "adapter_model.bin")
     config = {"peft_type": "LORA", "r": 3, "lora_alpha": 16, "lora_dropout": 0.1, "target_modules": TARGETS}
     (folder / "adapter_config.json").write_text(json.dumps(config | {"task_type": "CAUSAL_LM"}))

@@ -6,7 +6,8 @@ from accelerate import cpu_offload, disk_offload, dispatch_model
 from peft import PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
 from transformers import AutoModelForCausalLM
 
-from mos import MosConfig, MosLayer, ProloraConfig, TiedLoraConfig
+from mos import MosConfig, ProloraConfig, TiedLoraConfig
+from mos.common import private
 
 CPU = dict.fromkeys(("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head", "model.layers.1"), "cpu")
 CONFIG = {"r": 3, "init_weights": False}
@@ -83,11 +84,10 @@ def test_offloading_the_pools_too(tiny_llama, ids, tmp_path, offload):
     model = adapted(tiny_llama())
     expected = model(ids).logits
     OFFLOADS[offload](model, tmp_path)
-    assert q_proj(model, 0).mos_A["default"].is_meta
+    assert private.is_offloaded(q_proj(model, 0).mos_A.module("default"))
     assert torch.equal(model(ids).logits, expected)
     with torch.no_grad():
         assert torch.equal(model(ids).logits, expected)
-    assert not any(layer.mos_cache for layer in model.modules() if isinstance(layer, MosLayer))
     with pytest.raises(RuntimeError, match="'default' are offloaded and cannot be trained"):
         model.train()(ids)
 
@@ -97,24 +97,8 @@ def test_factors_are_on_the_device_of_the_block(tiny_llama, training):
     model = adapted(tiny_llama()).train(training)
     block = q_proj(model, 1).to("meta")
     assert block(torch.empty(2, 32, device="meta")).device.type == "meta"
-    assert {t.device.type for t in (*block.pools("default"), *block.factors("default"))} == {"meta"}
+    assert {t.device.type for t in block.factors("default")} == {"meta"}
     assert block.get_delta_weight("default").is_meta
-    assert not any(pool.is_meta for pool in block.hosted_pools("default"))
     for other in (0, 2):
+        assert not q_proj(model, other).mos_A["default"].is_meta
         assert torch.isfinite(q_proj(model, other)(torch.ones(2, 32))).all()
-
-
-def test_what_another_device_assembled_is_kept_until_a_pool_changes(tiny_llama, monkeypatch):
-    """Otherwise every pass would copy whole pools over."""
-    model = adapted(tiny_llama())
-    block, x = q_proj(model, 1).to("meta"), torch.empty(2, 32, device="meta")
-    calls = []
-    original = MosLayer._assemble
-    monkeypatch.setattr(MosLayer, "_assemble", lambda *args: calls.append(1) or original(*args))
-    with torch.no_grad():
-        block(x)
-        block(x)
-        assert len(calls) == 1
-        q_proj(model, 0).mos_A["default"].mul_(2)
-        block(x)
-    assert len(calls) == 2
