@@ -1,4 +1,4 @@
-"""What turns prompts into text: vllm and hf, one contract."""
+"""Engines turn prompts into text. There are two, vllm and hf, with one contract."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,11 +37,14 @@ class Request(NamedTuple):
 class Engine(Protocol):
     """One base model and any number of LoRA adapters of it.
 
-    Both methods yield `(index of the request, result)` as results become ready, in any order, each index once.
-    A prompt that leaves no room in the context yields empty results.
+    `generate` and `letter_logits` yield `(index of the request, result)` as results become ready, in any order, each
+    index once. A prompt that leaves no room in the context yields empty results.
     """
 
     tokenizer: Any
+
+    def close(self) -> None:
+        """Free the memory of the model; the engine cannot be used any more."""
 
     def generate(self, requests: Sequence[Request], decoding: Decoding) -> Iterator[tuple[int, list[str]]]:
         """`decoding.samples` texts per request, each ending before the first stop or the end-of-sequence token."""

@@ -1,6 +1,5 @@
-"""transformers, with PEFT adapters: slower than vLLM, same contract, runs wherever torch does."""
+"""transformers, with PEFT adapters: slower than vLLM, with the same contract, wherever torch runs."""
 
-import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -9,6 +8,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, StoppingCriteria
@@ -35,15 +35,22 @@ class HfEngine:
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         base: Any = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, resolve_dtype(dtype)))
-        self.context = min(max_model_len, base.config.max_position_embeddings)
+        config = base.config.get_text_config()  # models that also see images keep the decoder's apart
+        self.context = min(max_model_len, getattr(config, "max_position_embeddings", max_model_len))
         self.batch_size = batch_size
         self._names = {adapter: f"adapter{i}" for i, adapter in enumerate(adapters)}
         self.model: Any = _with_adapters(base.to(self.device), self._names)
 
+    def close(self) -> None:
+        """See `eval.engines.Engine`."""
+        del self.model
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
+
     @torch.inference_mode()
     def generate(self, requests: Sequence[Request], decoding: Decoding) -> Iterator[tuple[int, list[str]]]:
         """See `eval.engines.Engine`."""
-        # what is drawn for a prompt depends on all of its batch, and a resumed evaluation has other batches
+        # What is drawn for a prompt depends on its whole batch, and a resumed evaluation would make other batches.
         size = 1 if decoding.temperature else self.batch_size
         for adapter, batch, inputs in self._batches(requests, size):
             texts = self._continue(inputs, decoding, adapter) if inputs else [""] * decoding.samples
@@ -67,7 +74,10 @@ class HfEngine:
                 yield index, dict(zip(letter_ids, row, strict=True))
 
     def _batches(self, requests: Sequence[Request], size: int) -> Iterator[tuple[Path | None, list[int], Any]]:
-        """Per adapter, indices of prompts of similar length with their padded inputs; None for one without room."""
+        """Per adapter, batches of prompts of similar length: their indices and padded inputs.
+
+        A prompt that leaves no room in the context is a batch of its own, without inputs.
+        """
         prompts: dict[Path | None, dict[int, str]] = defaultdict(dict)
         for index, request in enumerate(requests):
             prompts[request.adapter][index] = request.prompt
@@ -84,9 +94,9 @@ class HfEngine:
 
     def _continue(self, inputs: Any, decoding: Decoding, adapter: Path | None) -> list[str]:
         """`samples` texts for the first prompt of a batch, then for the second, and so on."""
-        torch.manual_seed(decoding.seed)
         width = inputs["input_ids"].shape[1]
-        with self._using(adapter):
+        with torch.random.fork_rng(), self._using(adapter):
+            torch.manual_seed(decoding.seed)
             ids = self.model.generate(  # (batch * samples, width + new)
                 **inputs,
                 generation_config=self._generation_config(decoding),
@@ -110,10 +120,10 @@ class HfEngine:
         )
 
     def _text(self, prompt: Tensor, new: Tensor) -> str:
-        """The text that the new tokens add to the prompt's, up to the end-of-sequence token, as vLLM streams it."""
-        stream = DecodeStream(ids=prompt.tolist(), skip_special_tokens=True)
-        kept = itertools.takewhile(lambda token: token != self.tokenizer.eos_token_id, new.tolist())
-        return "".join(stream.step(self.tokenizer.backend_tokenizer, token) or "" for token in kept)
+        """The text that the new tokens add to the prompt's, up to the end-of-sequence token."""
+        ids = new.tolist()
+        end = ids.index(self.tokenizer.eos_token_id) if self.tokenizer.eos_token_id in ids else len(ids)
+        return streamed(self.tokenizer.backend_tokenizer, prompt.tolist(), ids[:end])
 
     def _using(self, adapter: Path | None) -> AbstractContextManager[None]:
         if adapter is None:
@@ -122,8 +132,27 @@ class HfEngine:
         return nullcontext()
 
 
+def streamed(tokenizer: Tokenizer, prompt: Sequence[int], new: Sequence[int]) -> str:
+    """The text that tokens `new` add to those of a prompt, as vLLM streams it. Any tokens give some text.
+
+    A tokenizer with byte fallback (LLaMA's) can write a character, then bytes that are none; it then decodes both anew
+    as U+FFFD, and the stream breaks because its beginning has changed. vLLM goes on with a new stream, and so do we.
+    """
+    stream, pieces = DecodeStream(ids=list(prompt), skip_special_tokens=True), []
+    for token in new:
+        try:
+            piece = stream.step(tokenizer, token)
+        except Exception as error:  # tokenizers raises nothing more special
+            if not str(error).startswith("Invalid prefix"):
+                raise
+            stream = DecodeStream(skip_special_tokens=True)
+            piece = stream.step(tokenizer, token)
+        pieces.append(piece or "")
+    return "".join(pieces)
+
+
 class StopAt(StoppingCriteria):
-    """Ends a sequence whose new text holds one of the stops."""
+    """Ends a sequence when its new text contains one of the stops."""
 
     def __init__(self, tokenizer: Any, stops: Sequence[str], start: int) -> None:
         self.tokenizer, self.stops, self.start = tokenizer, stops, start

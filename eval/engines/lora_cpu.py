@@ -1,23 +1,22 @@
-"""A faster LoRA for vLLM on CPU; importing this module puts it in place.
+"""A faster LoRA for vLLM on a CPU; `private.grouped_lora` puts it in place.
 
-vLLM's own CPU version gathers one copy of the adapter's weights per token, and lets requests without an adapter read
-the last slot. Here the tokens of one adapter share two matrix products, and tokens without one are left alone.
+vLLM's own version for CPUs copies the adapter's weights for every token. Tokens without an adapter read the last slot.
+Here all tokens of an adapter share two matrix products, and tokens without one are left alone.
 """
 
 from typing import Any
 
 from torch import Tensor
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
-from vllm.platforms.cpu import CpuPlatform
 
 
 class GroupedLoRA(PunicaWrapperCPU):
-    """Tokens grouped by adapter once per step."""
+    """vLLM's wrapper for CPUs, with the tokens grouped by adapter once a step."""
 
-    groups: list[tuple[int, Tensor | slice]] = []  # noqa: RUF012  replaced, never changed; (slot, its rows)
+    groups: list[tuple[int, Tensor | slice]] = []  # noqa: RUF012  (slot, its rows); replaced, never changed
 
     def update_metadata(self, *args: Any, **kwargs: Any) -> None:
-        """Called by vLLM before a step whose mapping of tokens to adapters differs from the one before."""
+        """Group the tokens. vLLM calls this before a step if other tokens have other adapters than in the last step."""
         super().update_metadata(*args, **kwargs)
         slots = self.token_lora_indices  # (tokens,), -1 for none
         self.groups = [(slot, _rows(slots == slot)) for slot in slots.unique().tolist() if slot >= 0]
@@ -43,10 +42,3 @@ class GroupedLoRA(PunicaWrapperCPU):
 
 def _rows(chosen: Tensor) -> Tensor | slice:
     return slice(0, len(chosen)) if bool(chosen.all()) else chosen.nonzero()[:, 0]
-
-
-def _wrapper_name(cls: type[CpuPlatform]) -> str:
-    return f"{__name__}.{GroupedLoRA.__name__}"
-
-
-CpuPlatform.get_punica_wrapper = classmethod(_wrapper_name)  # type: ignore[method-assign, assignment]

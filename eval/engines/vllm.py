@@ -1,8 +1,9 @@
 """vLLM, on CUDA or CPU: the base model is loaded once, adapters come with the requests, prefixes are cached."""
 
 import itertools
-import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,7 +12,7 @@ from peft import LoraConfig
 from transformers import AutoTokenizer
 
 from eval.benchmarks import cut
-from eval.engines import Decoding, Request, resolve_dtype
+from eval.engines import Decoding, Request, private, resolve_dtype
 from eval.engines.environment import ALWAYS, cpu_environment, set_environment
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the sizes vLLM takes
@@ -21,7 +22,7 @@ class VllmEngine:
     """The contract of `eval.engines.Engine`.
 
     model: a checkpoint folder; adapters: the LoRA directories to come, whose largest rank sets the buffers' size
-    Raises ValueError for a rank above 512.
+    Raises ImportError without vLLM, ValueError for a rank above 512.
     """
 
     def __init__(
@@ -38,30 +39,37 @@ class VllmEngine:
         cpu_threads: int | None = None,
         name: str = "vllm",
     ) -> None:
+        if find_spec("vllm") is None:
+            raise ImportError("vLLM is not installed: use engine=hf, or install it (make setup ENGINE=vllm).")
         cpu = not torch.cuda.is_available()
         set_environment(ALWAYS)
         if cpu:
             set_environment(cpu_environment(cpu_kv_cache_gib, cpu_threads))
-            torch._dynamo.config.disable = os.environ["TORCH_COMPILE_DISABLE"] == "1"  # read before it was set
         from vllm import LLM  # after the environment is set
 
         self.tokenizer: Any = AutoTokenizer.from_pretrained(model)
-        self.llm = LLM(
-            model=str(model),
-            dtype=cast(Any, resolve_dtype(dtype)),
-            max_model_len=max_model_len,
-            max_num_seqs=max_num_seqs,
-            gpu_memory_utilization=gpu_memory_utilization,
-            enable_prefix_caching=True,
-            enforce_eager=cpu,  # compiling for the CPU takes longer than it saves
-            generation_config="vllm",  # the checkpoint's own sampling defaults are not ours
-            logprobs_mode="raw_logits",
-            **_lora_settings(adapters, max_loras, cpu),
-        )
-        self.context = self.llm.llm_engine.model_config.max_model_len
+        with private.without_compiling(), private.grouped_lora() if cpu and adapters else nullcontext():
+            self.llm = LLM(
+                model=str(model),
+                dtype=cast(Any, resolve_dtype(dtype)),
+                max_model_len=max_model_len,
+                max_num_seqs=max_num_seqs,
+                gpu_memory_utilization=gpu_memory_utilization,
+                enable_prefix_caching=True,
+                enforce_eager=cpu,  # compiling for the CPU takes longer than it saves
+                generation_config="vllm",  # the checkpoint's own sampling defaults are not ours
+                logprobs_mode="raw_logits",
+                **_lora_settings(adapters, max_loras),
+            )
+        self.context = private.core(self.llm).model_config.max_model_len
         self.max_num_seqs = max_num_seqs
         self._adapters: dict[Path, int] = {}
         self._request_ids = itertools.count()
+
+    def close(self) -> None:
+        """See `eval.engines.Engine`."""
+        private.release(self.llm)
+        del self.llm
 
     def generate(self, requests: Sequence[Request], decoding: Decoding) -> Iterator[tuple[int, list[str]]]:
         """See `eval.engines.Engine`."""
@@ -93,11 +101,11 @@ class VllmEngine:
         from vllm import SamplingParams, TokensPrompt
         from vllm.sampling_params import RequestOutputKind
 
-        engine, waiting = self.llm.llm_engine, self._tokenized(requests)
+        engine, waiting = private.core(self.llm), self._tokenized(requests)
         running: dict[str, int] = {}
         try:
             while True:
-                # twice what is decoded together: the engine is never short of work, and never has to search for it
+                # Twice what is decoded together. With less the engine runs short of work; with more it searches longer.
                 added = list(itertools.islice(waiting, 2 * self.max_num_seqs - len(running)))
                 if not added and not running:
                     return
@@ -110,7 +118,9 @@ class VllmEngine:
                     name, lora = str(next(self._request_ids)), self._lora_request(requests[index].adapter)
                     running[name] = index
                     engine.add_request(name, TokensPrompt(prompt_token_ids=ids), params, lora_request=lora)
-                for output in engine.step():
+                with private.without_compiling():
+                    outputs = engine.step()
+                for output in outputs:
                     if output.finished:
                         yield running.pop(output.request_id), output
         finally:
@@ -118,7 +128,7 @@ class VllmEngine:
                 engine.abort_request(list(running))
 
     def _tokenized(self, requests: Sequence[Request]) -> Iterator[tuple[int, list[int]]]:
-        """Index and prompt ids of each request, made a few hundred at a time: all adapters' would fill the memory."""
+        """Index and prompt ids of each request. They are made a few hundred at a time: all would fill the memory."""
         for start in range(0, len(requests), self.max_num_seqs):
             prompts = [request.prompt for request in requests[start : start + self.max_num_seqs]]
             yield from enumerate(self.tokenizer(prompts, verbose=False).input_ids, start)
@@ -132,13 +142,12 @@ class VllmEngine:
         return LoRARequest(f"adapter-{number}", number, str(adapter))
 
 
-def _lora_settings(adapters: Sequence[Path], together: int, cpu: bool) -> dict[str, Any]:
+def _lora_settings(adapters: Sequence[Path], together: int) -> dict[str, Any]:
+    """The arguments of `LLM` for adapters of these ranks. Raises ValueError for a rank above 512."""
     if not adapters:
         return {}
     rank = max(LoraConfig.from_pretrained(str(adapter)).r for adapter in adapters)
     if rank > LORA_RANKS[-1]:
         raise ValueError(f"vLLM takes adapters up to rank {LORA_RANKS[-1]}, not {rank}; use engine=hf.")
-    if cpu:
-        import eval.engines.lora_cpu  # noqa: F401  it puts itself in place of vLLM's own
     size = next(size for size in LORA_RANKS if size >= rank)
     return {"enable_lora": True, "max_lora_rank": size, "max_loras": min(together, len(adapters))}

@@ -2,20 +2,19 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import partial
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-import mos
 from data_prep.sources import locate_complete
 from data_prep.storage import full_disk_named
 from eval import benchmarks
-from eval.engines import resolve_dtype
+from eval.engines import Engine, resolve_dtype
 from eval.session import Benchmark, Conditions, Job, evaluate
-from scripts.cell import base_model, runs, tracking
+from scripts.cell import runs
 
 
 def evaluate_runs(cfg: DictConfig, wanted: Mapping[Path, Sequence[str]]) -> dict[Path, list[Path]]:
@@ -28,6 +27,8 @@ def evaluate_runs(cfg: DictConfig, wanted: Mapping[Path, Sequence[str]]) -> dict
     benchmark that `benchmark=[...]` leaves out.
     """
     found = {path: runs.load(path) for path in wanted}
+    from scripts.cell import base_model, tracking  # they import torch and PEFT, which takes 10 s
+
     checkpoint = _shared_base(cfg, list(found.values()))
     names = sorted({name for chosen in wanted.values() for name in chosen})
     loaded = {name: load_benchmark(cfg, name) for name in names}
@@ -39,8 +40,11 @@ def evaluate_runs(cfg: DictConfig, wanted: Mapping[Path, Sequence[str]]) -> dict
     engine = {"name": cfg.engine.name, "dtype": resolve_dtype(cfg.engine.dtype), "context": cfg.engine.max_model_len}
     conditions = Conditions(checkpoint.name, engine, cfg.evaluation.variant, cfg.limit)
     tokenizer = base_model.load_tokenizer(next(iter(found.values())).cfg.model, cfg.cache_dir)
-    with full_disk_named(Path(cfg.runs_dir)):
-        start = partial(instantiate, cfg.engine, model=checkpoint, adapters=adapters)
+    with full_disk_named(Path(cfg.runs_dir)), ExitStack() as stack:
+
+        def start() -> Engine:
+            return stack.enter_context(closing(instantiate(cfg.engine, model=checkpoint, adapters=adapters)))
+
         folders = iter(evaluate(jobs, loaded, conditions, tokenizer, start))
         for run in found.values():
             tracking.log_evaluation(run)
@@ -58,7 +62,7 @@ def load_benchmark(cfg: DictConfig, name: str) -> Benchmark:
 
 def scores(folder: Path) -> dict[str, float]:
     """Percent per table column of a result folder."""
-    return dict(json.loads((folder / "metrics.json").read_text())["scores"])
+    return dict(json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["scores"])
 
 
 def lora(run: runs.Run) -> Path | None:
@@ -67,11 +71,15 @@ def lora(run: runs.Run) -> Path | None:
         return None
     exported = run.path / "lora"
     if not exported.is_dir():
+        import mos
+
         mos.export_lora(run.adapter, exported)
     return exported
 
 
 def _shared_base(cfg: DictConfig, found: Sequence[runs.Run]) -> Path:
+    from scripts.cell import base_model
+
     bases = {
         base_model.dequantized_checkpoint(run.cfg.model, run.cfg.trainer, cfg.cache_dir): run.path for run in found
     }

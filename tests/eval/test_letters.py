@@ -21,6 +21,12 @@ def test_the_largest_logit_of_the_own_choices_wins_and_the_first_of_equals(value
     assert letters.best(dict.fromkeys("ABCDEFGHIJ", values[0]), choices) == "A"
 
 
+@given(st.lists(st.floats(allow_nan=True, allow_infinity=True, width=32), min_size=1, max_size=10))
+def test_any_logits_give_a_letter(values: list[float]) -> None:
+    """A model that has diverged gives nan; the evaluation goes on, and its score says the rest."""
+    assert letters.best(dict(zip("ABCDEFGHIJ", values, strict=False))) in "ABCDEFGHIJ"
+
+
 def test_without_logits_there_is_no_answer() -> None:
     assert letters.best({}) == letters.best({}, 4) == ""
 

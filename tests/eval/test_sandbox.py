@@ -72,6 +72,8 @@ WRONG = {
     "exit": ("    import sys\n    sys.exit(0)", "failed: SystemExit"),
     "too slow": ("    import time\n    time.sleep(9)\n    return 2 * x", "timed out"),
     "too large": ("    return bytearray(1 << 31)", "failed: MemoryError"),
+    "a null byte": ("    return 2 * x\0", "failed: "),
+    "half of a surrogate pair": ("    return 2 * x  # \udc80", "failed: "),
     "crash": ("    import os\n    os.abort()", "failed: left before its end, with code 134"),
 }
 

@@ -139,6 +139,19 @@ def test_only_what_is_needed_is_imported() -> None:
     assert found.stdout.strip() == "set()"
 
 
+GENERATED = [name for name in benchmarks.names() if not {"letters", "programs"} & config(name).keys()]
+
+
+@given(st.sampled_from(GENERATED), st.text())
+def test_any_output_of_a_model_is_judged(name: str, output: str) -> None:
+    """What a model writes is data: no text of it may end an evaluation."""
+    found = config(name)
+    module = benchmarks.module(found)
+    item = Item("0", "t", "", ["a 1"] if found["columns"].keys() >= {"tydiqa_em"} else "1")
+    prediction = benchmarks.predict(found, item, output, benchmarks.prompting(found, "tulu", True).stops)
+    assert all(0.0 <= score <= 100.0 for score in module.score(item, [prediction]).scores)
+
+
 def test_the_text_is_cut_before_the_stop_that_comes_first() -> None:
     assert benchmarks.cut("a\nif b\ndef c", ["\ndef", "\nif"]) == "a"
     assert benchmarks.cut(" a \n", ["\ndef"]) == " a \n"

@@ -95,6 +95,20 @@ def test_samples_follow_the_seed(engine: HfEngine) -> None:
     assert len(set(sampled[0][0])) > 1
 
 
+def test_sampling_leaves_the_random_numbers_of_others_alone(engine: HfEngine) -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(2).tolist()
+    torch.manual_seed(3)
+    list(engine.generate(asked(PROMPTS), Decoding(4, temperature=1.0, seed=1)))
+    assert torch.rand(2).tolist() == expected
+
+
+def test_a_closed_engine_holds_no_model(tiny_model: Path) -> None:
+    closed = HfEngine(tiny_model, dtype="float32")
+    closed.close()
+    assert not hasattr(closed, "model")
+
+
 def test_no_prompts(engine: HfEngine) -> None:
     assert list(engine.generate(asked([]), Decoding(5))) == []
     assert list(engine.letter_logits(asked([]), {"A": 1})) == []

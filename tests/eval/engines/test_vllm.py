@@ -1,12 +1,13 @@
 """vLLM against transformers on the real SmolLM2, in float32, with adapters."""
 
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from data_prep.chat import user_prompt
-from eval.engines import Decoding, Request, resolve_dtype
+from eval.engines import Decoding, Request, private, resolve_dtype
 from eval.engines.hf import HfEngine
 from eval.engines.vllm import VllmEngine, _lora_settings
 from eval.letters import letter_ids
@@ -83,18 +84,40 @@ def test_an_engine_that_was_stopped_early_goes_on(engine: VllmEngine) -> None:
     assert len(dict(engine.generate(asked(PROMPTS), Decoding(4)))) == len(PROMPTS)
 
 
+@pytest.mark.slow
+def test_the_letters_of_a_benchmark_may_be_ten(engine: VllmEngine, smol: Path) -> None:
+    reference = HfEngine(smol, dtype="float32", max_model_len=512)
+    letters = letter_ids(reference.tokenizer, "ABCDEFGHIJ")
+    logits = dict(engine.letter_logits(asked(PROMPTS[:2]), letters))
+    for index, expected in reference.letter_logits(asked(PROMPTS[:2]), letters):
+        assert logits[index] == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_a_closed_engine_makes_room_for_another(smol: Path) -> None:
+    """The engine runs in our process, so nothing but `close` gives its memory back."""
+    texts = []
+    for _ in range(2):
+        short = VllmEngine(smol, dtype="float32", max_model_len=256, cpu_kv_cache_gib=1)
+        texts.append(dict(short.generate(asked(PROMPTS[:2]), Decoding(4))))
+        model = weakref.ref(private.core(short.llm))
+        short.close()
+        assert model() is None
+    assert texts[0] == texts[1]
+
+
 def test_the_rank_of_the_adapters_sets_the_buffers(
     tiny_lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert _lora_settings([], 2, False) == {}
-    assert _lora_settings([tiny_lora], 2, False)["max_lora_rank"] == 8
+    assert _lora_settings([], 2) == {}
+    assert _lora_settings([tiny_lora], 2)["max_lora_rank"] == 8
     config = (tiny_lora / "adapter_config.json").read_text()
     for rank, allowed in ((280, 320), (8, 8), (9, 16)):
         (tmp_path / "adapter_config.json").write_text(config.replace('"r": 4', f'"r": {rank}'))
-        assert _lora_settings([tiny_lora, tmp_path], 2, False)["max_lora_rank"] == allowed
+        assert _lora_settings([tiny_lora, tmp_path], 2)["max_lora_rank"] == allowed
     (tmp_path / "adapter_config.json").write_text(config.replace('"r": 4', '"r": 513'))
     with pytest.raises(ValueError, match="up to rank 512, not 513; use engine=hf"):
-        _lora_settings([tmp_path], 2, False)
+        _lora_settings([tmp_path], 2)
 
 
 def test_the_type_of_a_named_dtype_is_kept() -> None:

@@ -1,0 +1,43 @@
+"""What we use of vLLM and torch that is no public interface of theirs; docs/upgrading.md lists it with its tests."""
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+
+
+def core(llm: Any) -> Any:
+    """The engine inside vLLM's `LLM`: requests are added while others run, and finished ones come out at once."""
+    return llm.llm_engine
+
+
+def release(llm: Any) -> None:
+    """Stop an `LLM` that runs in this process, and free its memory. Without this the GPU stays full."""
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    core(llm).engine_core.shutdown()
+    cleanup_dist_env_and_memory()
+
+
+def without_compiling() -> AbstractContextManager[None]:
+    """In here torch.compile does nothing if TORCH_COMPILE_DISABLE is 1. torch read that before we set it."""
+    disabled = os.environ.get("TORCH_COMPILE_DISABLE") == "1"
+    return torch._dynamo.config.patch(disable=disabled)  # type: ignore[no-any-return]
+
+
+@contextmanager
+def grouped_lora() -> Iterator[None]:
+    """An engine that is made in here applies LoRA on a CPU by `lora_cpu.GroupedLoRA` instead of vLLM's own."""
+    from vllm.platforms.cpu import CpuPlatform
+
+    from eval.engines.lora_cpu import GroupedLoRA
+
+    name = f"{GroupedLoRA.__module__}.{GroupedLoRA.__name__}"
+    before = CpuPlatform.__dict__["get_punica_wrapper"]
+    CpuPlatform.get_punica_wrapper = classmethod(lambda cls: name)  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        CpuPlatform.get_punica_wrapper = before  # type: ignore[method-assign]
