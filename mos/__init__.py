@@ -10,7 +10,7 @@ from mos.factors import mos_factors
 from mos.layer import MosLayer
 from mos.model import MosModel
 from mos.prolora import ProloraConfig
-from mos.registration import register
+from mos.registration import read_in_transformers, register
 from mos.tied_lora import TiedLoraConfig
 from mos.vera import vera_factors
 
@@ -25,5 +25,6 @@ __all__ = [
     "kept_factors",
 ]
 
+read_in_transformers("mos_[AB]")
 register("mos", MosConfig, MosModel, mos_factors)
 register("vera", VeraConfig, VeraModel, vera_factors)  # PEFT's own method, known to PEFT already

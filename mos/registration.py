@@ -9,7 +9,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import PeftType, register_peft_method
 from torch import Tensor
 
-from mos.common.private import enter_peft_type
+from mos.common.private import enter_peft_type, rename_in_transformers
 
 Factors = dict[str, tuple[Tensor, Tensor]]  # module name: A (r, h) and B (o, r)
 
@@ -51,6 +51,15 @@ def register(
             "Import only one of the two packages, or import this one in a fresh process."
         )
     METHODS[name.upper()] = Method(config, model, factors)
+
+
+def read_in_transformers(*parameters: str) -> None:
+    """Let transformers' `load_adapter` read files of parameters whose names match these regular expressions.
+
+    A file calls a parameter <layer>.mos_A, a model <layer>.mos_A.<adapter>.weight. transformers inserts the adapter
+    by itself, and learns here to add `weight`. PEFT asks the method (`LowRankModel._remove_adapter_name_from_key`).
+    """
+    rename_in_transformers(rf"(\.(?:{'|'.join(parameters)})\.[^.]+)$", r"\1.weight")
 
 
 def add_peft_type(value: str) -> PeftType:

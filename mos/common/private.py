@@ -12,6 +12,8 @@ from peft.tuners.tuners_utils import _get_in_out_features, _maybe_include_all_li
 from peft.utils import PeftType
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
 
 __all__ = ["BufferDict"]  # the other names are defined here
 
@@ -87,3 +89,15 @@ def is_transformed() -> bool:
         or torch._C._are_functorch_transforms_active()
         or torch.autograd.forward_ad._current_level >= 0
     )
+
+
+def rename_in_transformers(pattern: str, replacement: str) -> None:
+    """Let transformers rename the keys of files that match `pattern`, in every model's `load_adapter`.
+
+    transformers has public functions to set the renamings of a kind of model, and applies those of the kind "legacy",
+    for files of older formats, to all models; that name is private.
+    """
+    known = get_checkpoint_conversion_mapping("legacy")
+    if all(pattern not in renaming.source_patterns for renaming in known):
+        renamings = [*known, WeightRenaming(pattern, replacement)]
+        register_checkpoint_conversion_mapping("legacy", renamings, overwrite=True)
