@@ -61,6 +61,10 @@ lr-search: $(READY)  ## the learning rates of Appendix A at LoRA rank 8, ranked 
 mos-search: $(READY)  ## r, l and p of MoS, ranked by validation loss
 	$(RUN) search search=mos
 
+.PHONY: serve-plan
+serve-plan: $(READY)  ## how many adapters a node serves, e.g. MODEL=llama2_70b GPU=h200:8 R=16 E=2 (docs/serving.md)
+	$(PY) -m scripts.serve_plan $(or $(MODEL),llama2_70b) --gpu $(or $(GPU),h200:8) -r $(or $(R),16) -e $(or $(E),2)
+
 .PHONY: report dashboard publish
 report: $(READY)  ## one self-contained page of a profile's tables, plots and loss curves: report/<profile>.html
 	$(RUN) report

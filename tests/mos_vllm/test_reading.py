@@ -236,6 +236,7 @@ DAMAGE = {
     "index of two dimensions": (replace("mos_index", lambda t: t[0].contiguous()), "one shape"),
     "scale of another shape": (replace("mos_scale", lambda t: t[:4].contiguous()), "scales"),
     "shard too high": (fill("mos_index", 32_000), "damaged"),
+    "shard behind the last": (fill("mos_index", 2 * 8 * 4), "damaged"),
     "shard too low": (fill("mos_index", -1), "damaged"),
     "NaN in a pool": (fill("mos_A", float("nan")), "not finite"),
     "infinity in a pool": (fill("mos_B", float("inf")), "not finite"),
