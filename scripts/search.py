@@ -11,18 +11,18 @@ from scripts.cell import runs
 from scripts.command import entry_point
 from scripts.config import compose, shared_overrides
 from scripts.table.launch import launch
-from scripts.table.search import points, ranking
+from scripts.table.search import combinations, ranking
 
 
 @entry_point
 def main(cfg: DictConfig) -> None:
     overrides = shared_overrides(cfg)
     cfg = compose(overrides)
-    found = points(cfg, overrides)
-    for point in found:
-        if point.skipped:
-            print(f"skipped {point.settings}: {point.skipped}", file=sys.stderr)
-    missing = [job for p in found for key, job in p.jobs.items() if not runs.is_finished(p.runs[key])]
+    found = combinations(cfg, overrides)
+    for combination in found:
+        if combination.skipped:
+            print(f"skipped {combination.settings}: {combination.skipped}", file=sys.stderr)
+    missing = [job for c in found for key, job in c.jobs.items() if not runs.is_finished(c.runs[key])]
     failed = launch(overrides, missing, cfg.launcher, cfg.workers) if missing else []
     if failed:
         sys.exit("\n".join([f"error: {len(failed)} of {len(missing)} runs failed:", *failed]))

@@ -52,7 +52,7 @@ def compare(claim: Claim, row: Entry, than: Entry, cfg: DictConfig, per_task: se
 
     Raises ValueError if the two were evaluated on different items or with different seeds.
     """
-    if not same_items(row, than) or list(row.scores.index) != list(than.scores.index):
+    if not same_items(row.items, than.items) or list(row.scores.index) != list(than.scores.index):
         raise ValueError(f"{row.method} and {than.method} have other items or seeds; run both rows with the same.")
     differences = {name: difference(row.items[name], than.items[name]) for name in row.items}
     low, high = statistics.interval(strata(differences, AVERAGE, cfg.table.columns, per_task))

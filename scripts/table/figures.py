@@ -5,9 +5,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator
 
 from scripts.table.grid import Row
@@ -103,17 +103,17 @@ def loss_curve(data: str, cells: Sequence[Trained], styles: dict[Row, tuple[str,
     return _svg(figure, f"training and validation loss on {data}")
 
 
-def _axes(title: str, x: str, y: str) -> tuple[Any, Axes]:
-    figure, axes = plt.subplots()
+def _axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
+    figure = Figure()  # not pyplot's, which would choose a backend for the whole process
+    axes = figure.subplots()
     axes.set(title=title, xlabel=x, ylabel=y)
     return figure, axes
 
 
-def _svg(figure: Any, description: str) -> Markup:
+def _svg(figure: Figure, description: str) -> Markup:
     """The figure as an inline SVG whose text and lines follow the page."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
-    plt.close(figure)
     drawing = buffer.getvalue().partition("<svg")[2].replace(INK, "currentColor")
     drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
     return Markup(f'<svg role="img" aria-label="{description}"{drawing}')

@@ -13,7 +13,9 @@ from scripts.table.experiment import changes
 from scripts.table.grid import shown_benchmarks
 
 COMPARED = ("trainer", "evaluation", "benchmark")  # the sections in which a profile differs from the paper's
-IRRELEVANT = re.compile(r"benchmark\.\w+\.(source|stops)|trainer\.(logging|eval|save)_steps|evaluation\.when")  # to a score
+IRRELEVANT = re.compile(
+    r"benchmark\.\w+\.(source|stops)|trainer\.(logging|eval|save)_steps|evaluation\.when"
+)  # to a score
 
 
 def of(cfg: DictConfig, overrides: Sequence[str], found: Sequence[Result]) -> list[str]:
@@ -41,18 +43,21 @@ def of(cfg: DictConfig, overrides: Sequence[str], found: Sequence[Result]) -> li
 
 
 def mixed_code(found: Sequence[Result]) -> list[str]:
-    """A note for each package of which the cells were made with several versions, or with one that was not recorded."""
+    """Notes on packages whose code changed between the cells, or was not recorded by the old runs among them."""
     made: dict[str, Counter[str]] = {}
     for result in found:
         for package, key in result.code:
-            made.setdefault(package, Counter())[key or "not recorded"] += 1
+            made.setdefault(package, Counter())[key or ""] += 1
     return [
-        f"Cells of different code under {package}/: "
-        + ", ".join(f"{count} of {key}" for key, count in sorted(versions.items()))
-        + "."
+        f"The results were not all made by the same code under {package}/: {_versions(versions)}."
         for package, versions in sorted(made.items())
-        if len(versions) > 1 or "not recorded" in versions
+        if len(versions) > 1 or "" in versions
     ]
+
+
+def _versions(counts: Mapping[str, int]) -> str:
+    """`12 by 0a1b2c3d, 6 not recorded`: counts of results, by the key of the code that made them ('': not recorded)."""
+    return ", ".join(f"{count} by {key}" if key else f"{count} not recorded" for key, count in sorted(counts.items()))
 
 
 def differences(cfg: DictConfig) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import matplotlib.pyplot as plt
+import matplotlib
 import pandas as pd
 from markupsafe import Markup, escape
 
@@ -27,7 +27,7 @@ def page(profile: str, results: Path, own_runs: Path) -> str:
     names = labels(results)
     trained = list(load_trained(results, own_runs, [row for table in tables for row in table.rows]))
     styles = styles_of(tables)
-    with plt.rc_context(FIGURES):
+    with matplotlib.rc_context(FIGURES):
         sections = [_section(table, render.titles(table.cfg, names), styles) for table in tables]
         losses = {name: loss_curve(name, own, styles) for name, own in _by_data(trained).items()}
     environment = jinja2.Environment(

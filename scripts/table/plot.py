@@ -4,10 +4,10 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from scripts.table.grid import Row
 from scripts.table.paper import printed_point
@@ -20,7 +20,8 @@ def plot(title: str, rows: Sequence[Row], columns: Sequence[str], summary: pd.Da
     A colour is a row, in both panels; vanilla rows, which train nothing, are dashed lines. A row that the paper lacks
     is in the first panel only.
     """
-    figure, axes = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    axes = figure.subplots(1, 2)
     for axis, name in zip(axes, ["measured, 95% intervals", "paper"], strict=True):
         axis.set(title=name, xlabel="trainable parameters", ylabel="average score, percent", xscale="log")
         axis.grid(alpha=0.3)
@@ -38,7 +39,6 @@ def plot(title: str, rows: Sequence[Row], columns: Sequence[str], summary: pd.Da
     figure.suptitle(title)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
-    plt.close(figure)
     return buffer.getvalue()
 
 

@@ -16,12 +16,12 @@ NEEDED = ("python", "versions", "git", "code", "hardware", "started", "finished"
 
 
 def results_to_read(own: Path, profile: str) -> Path:
-    """The results of a profile to show: one's own, or the published ones where there are none.
+    """The folder of a profile's results to show: one's own tables, or the published ones where there are none.
 
     own: the results folder of the config, e.g. `results`
     """
-    mine = own / profile
-    return mine if any(mine.glob("*.csv")) else PUBLISHED / profile
+    mine, published = own / profile, PUBLISHED / profile
+    return published if published.is_dir() and not any(mine.glob("*.csv")) else mine
 
 
 def publish(results: Path, target: Path) -> list[str]:

@@ -100,7 +100,7 @@ def _interval(line: pd.Series) -> str:
 def _cell(line: pd.Series) -> str:
     if pd.isna(line["value"]):
         return "-"
-    text = f"{line['value']:.2f}" + ("" if pd.isna(line["std"]) else f" ± {line['std']:.2f}")
+    text = _number(line["value"]) + ("" if pd.isna(line["std"]) else f" ± {line['std']:.2f}")
     return f"{text} {_mark(line)}".rstrip()
 
 
@@ -113,20 +113,19 @@ def _mark(line: pd.Series) -> str:
 def _comparison_notes(summary: pd.DataFrame) -> list[str]:
     tested = summary[summary.p_holm.notna()]
     if tested.empty:
-        return ["No paired test: no row was run together with the LoRA of its budget."]
+        return ["No paired test: no row was run on the same items as the LoRA of its budget."]
     marked = tested[tested.p_holm < statistics.LEVEL]
     notes = [
         f"▲ better, ▼ worse than LoRA at the same budget: paired sign-flip test over items, Holm-adjusted over the "
         f"{len(tested)} comparisons of this table, 5% level. {len(marked)} of {len(tested)} are significant; an "
         "unmarked number in a tested row is *not* significantly different."
     ]
-    for (label, rank, against), lines in tested.groupby(["label", "rank", "against"], sort=False):
-        average = lines.set_index("column").loc[AVERAGE]
-        notes.append(
-            f"{f'{label} {rank}'.strip()} against `{against}`: Avg. {average['difference']:+.2f}, "
-            f"adjusted p = {average['p_holm']:.3f}."
-        )
-    return notes
+    averages = tested[tested.column == AVERAGE]  # a row of which a cell failed has none
+    return notes + [
+        f"{f'{line.label} {line.rank}'.strip()} against `{line.against}`: Avg. {line.difference:+.2f}, "
+        f"adjusted p = {line.p_holm:.3f}."
+        for line in averages.itertuples()
+    ]
 
 
 def candidate_notes(rows: Sequence[Row], summary: pd.DataFrame) -> list[str]:
@@ -136,11 +135,15 @@ def candidate_notes(rows: Sequence[Row], summary: pd.DataFrame) -> list[str]:
     for row in rows:
         lines = averages[(averages.label == row.label) & (averages["rank"] == (row.rank or ""))]
         if row.candidates > 1 and not lines.empty:
-            reached = ", ".join(f"`{m}` {v:.2f}" for m, v in zip(lines.method, lines.value, strict=True))
+            reached = ", ".join(f"`{m}` {_number(v)}" for m, v in zip(lines.method, lines.value, strict=True))
             won = lines.method[lines.won.astype(bool)].iloc[0]
             only = " (the only one run)" if len(lines) == 1 else ", chosen by Avg. over seeds"
             notes.append(f"{row.label} {row.rank}: reported `{won}`{only}. Avg.: {reached}.")
     return notes
+
+
+def _number(value: float) -> str:
+    return "-" if pd.isna(value) else f"{value:.2f}"
 
 
 def _pipe(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -15,8 +15,11 @@ from scripts.config import compose
 
 
 @dataclass(frozen=True)
-class Point:
-    """A combination of the searched settings; `runs` by training set and seed, `skipped` says why it cannot be."""
+class Combination:
+    """One value for each searched setting, and the runs that try it.
+
+    jobs, runs: overrides and run directory by training set and seed;  skipped: why it cannot be, or None
+    """
 
     settings: dict[str, float]
     jobs: dict[tuple[str, int], list[str]]
@@ -24,35 +27,37 @@ class Point:
     skipped: str | None = None
 
 
-def points(cfg: DictConfig, overrides: Sequence[str]) -> list[Point]:
+def combinations(cfg: DictConfig, overrides: Sequence[str]) -> list[Combination]:
     """Every combination of `search.grid`, the impossible ones with the sentence that says why."""
     grids = {f"{section}.{key}": values for section, own in cfg.search.grid.items() for key, values in own.items()}
     keys, choices = zip(*grids.items(), strict=True)
-    return [_point(cfg, overrides, dict(zip(keys, values, strict=True))) for values in itertools.product(*choices)]
+    return [
+        _combination(cfg, overrides, dict(zip(keys, values, strict=True))) for values in itertools.product(*choices)
+    ]
 
 
-def ranking(found: Sequence[Point]) -> pd.DataFrame:
+def ranking(found: Sequence[Combination]) -> pd.DataFrame:
     """A line per combination, the lowest mean validation loss over training sets and seeds first."""
     lines = []
-    for point in found:
-        if point.skipped is None:
-            losses = {key: runs.load(path).info["metrics"]["eval_loss"] for key, path in point.runs.items()}
+    for combination in found:
+        if combination.skipped is None:
+            losses = {key: runs.load(path).info["metrics"]["eval_loss"] for key, path in combination.runs.items()}
             by_dataset = pd.Series(losses).groupby(level=0, sort=False).mean()
-            lines.append(point.settings | dict(by_dataset) | {"mean": by_dataset.mean()})
+            lines.append(combination.settings | dict(by_dataset) | {"mean": by_dataset.mean()})
     return pd.DataFrame(lines).sort_values("mean", ignore_index=True)
 
 
-def _point(cfg: DictConfig, overrides: Sequence[str], settings: dict[str, float]) -> Point:
+def _combination(cfg: DictConfig, overrides: Sequence[str], settings: dict[str, float]) -> Combination:
     chosen = [f"method={cfg.search.method}", *(f"{key}={value}" for key, value in settings.items())]
     own = compose([*overrides, *chosen])
     reason = _impossible(own)
     if reason is not None:
-        return Point(settings, {}, {}, reason)
+        return Combination(settings, {}, {}, reason)
     jobs, paths = {}, {}
     for name, seed in itertools.product(cfg.search.datasets, cfg.seeds):
         jobs[name, seed] = [*chosen, f"dataset={name}", f"seed={seed}"]
         paths[name, seed] = runs.run_dir(compose([*overrides, *jobs[name, seed]]))
-    return Point(settings, jobs, paths)
+    return Combination(settings, jobs, paths)
 
 
 def _impossible(cfg: DictConfig) -> str | None:

@@ -77,17 +77,17 @@ def _line(
     per_seed = entry.averages if column == AVERAGE else entry.scores[column].dropna()
     line: dict[str, Any] = {
         "label": row.label, "rank": row.rank or "", "method": entry.method, "r": entry.rank, "params": entry.params,
-        "column": column, "seeds": len(per_seed), "n_items": _count(entry.items, column),
+        "column": column, "seeds": len(per_seed), "n_items": sum(map(len, _items_of(column, entry).values())),
     }  # fmt: skip
     if per_seed.empty:  # its cells failed
         return line | dict.fromkeys(("value", "std", "ci_low", "ci_high", "difference", "p"), np.nan)
     value, std = statistics.spread(list(per_seed))
     low, high = statistics.interval(pick(entry.items))
     line |= {"value": value, "std": std, "ci_low": low, "ci_high": high}
-    if base is None or base is entry or not same_items(entry, base):
+    mine, theirs = (_items_of(column, other) for other in (entry, base or entry))
+    if base is None or base is entry or not same_items(mine, theirs):
         return line | {"difference": np.nan, "p": np.nan}
-    differences = {b: difference(entry.items[b], base.items[b]) for b in entry.items}
-    parts = pick(differences)
+    parts = pick({name: difference(mine[name], theirs[name]) for name in mine})
     return line | {"against": base.method, "difference": statistics.score(parts), "p": statistics.p_value(parts)}
 
 
@@ -111,15 +111,14 @@ def difference(frame: pd.DataFrame, base: pd.DataFrame) -> pd.DataFrame:
     return (frame[scores] - base.loc[frame.index, scores]).assign(task=frame["task"])
 
 
-def same_items(entry: Entry, base: Entry) -> bool:
-    """Whether both were tested on the same benchmarks and items, so that they can be paired."""
-    return entry.items.keys() == base.items.keys() and all(
-        set(entry.items[b].index) == set(base.items[b].index) for b in entry.items
-    )
+def same_items(items: Mapping[str, pd.DataFrame], base: Mapping[str, pd.DataFrame]) -> bool:
+    """Whether both are of the same benchmarks and items, so that they can be paired."""
+    return items.keys() == base.keys() and all(set(items[name].index) == set(base[name].index) for name in items)
 
 
-def _count(items: Mapping[str, pd.DataFrame], column: str) -> int:
-    return sum(len(frame) for frame in items.values() if column == AVERAGE or column in frame)
+def _items_of(column: str, entry: Entry) -> dict[str, pd.DataFrame]:
+    """The items behind a column of the table; behind the average all of them."""
+    return {name: frame for name, frame in entry.items.items() if column == AVERAGE or column in frame}
 
 
 def reported(summary: pd.DataFrame, row: Row) -> pd.DataFrame:

@@ -5,11 +5,12 @@ import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 
-from scripts.config import compose
-from scripts.table import claims, grid
+from scripts.config import choices, compose
+from scripts.table import claims
 from scripts.table.claims import Claim, compare
 from scripts.table.summary import Entry
 
+HURTS = Claim("Sharing alone hurts", ("Pure Sharing", "64"), "lower", ("LoRA", "2"))
 CFG = OmegaConf.create({"table": {"columns": ["mmlu"]}})
 
 
@@ -35,7 +36,7 @@ def entry(method: str, score: float, seeds: int = 2) -> Entry:
     ],
 )
 def test_a_verdict_needs_an_interval_without_zero(relation, score, verdict):
-    claim = Claim("text", "table2", ("MoS", "4/8"), relation, ("LoRA", "2"))
+    claim = Claim("text", ("MoS", "4/8"), relation, ("LoRA", "2"))
     outcome = compare(claim, entry("mos", score), entry("lora2", 50.0), CFG, set())
     assert outcome.low < np.mean(outcome.per_seed) < outcome.high
     assert outcome.verdict == verdict
@@ -43,16 +44,32 @@ def test_a_verdict_needs_an_interval_without_zero(relation, score, verdict):
 
 def test_other_seeds_cannot_be_compared():
     with pytest.raises(ValueError, match="mos and lora have other items or seeds"):
-        compare(claims.CLAIMS[0], entry("mos", 50.0, 3), entry("lora", 50.0), CFG, set())
+        compare(HURTS, entry("mos", 50.0, 3), entry("lora", 50.0), CFG, set())
 
 
-def test_every_claim_names_rows_of_its_table():
-    for claim in claims.CLAIMS:
-        rows = grid.rows(compose([f"table={claim.table}", "profile=micro"]))
-        assert {claim.row, claim.than} <= {(row.label, row.rank or "") for row in rows}
+@pytest.mark.parametrize("table", choices("table"))
+def test_every_claim_names_rows_of_its_table(table):
+    found = claims.claims(compose([f"table={table}", "profile=micro"]))
+    assert bool(found) == (table != "table3")  # the paper says of Table 3 what it says of Table 2
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("table.claims.0.row=[MoS, '5']", "claim 'Sharing alone hurts': the table has no row MoS 5"),
+        ("table.claims.0.relation=above", "relation=above is none of higher, lower, reaches"),
+        ("methods=[lora_r2]", r"the row Pure Sharing 64 is left out by methods=\['lora_r2'\]"),
+    ],
+)
+def test_a_claim_that_cannot_be_judged_is_refused(override, sentence):
+    cfg = compose(["table=table1"])
+    key, _, value = override.partition("=")
+    OmegaConf.update(cfg, key, OmegaConf.create(f"v: {value}").v)
+    with pytest.raises(ValueError, match=sentence):
+        claims.claims(cfg)
 
 
 def test_the_page_says_what_was_compared():
-    outcome = claims.Outcome(claims.CLAIMS[0], -3.0, -1.0, [-2.5, -1.5])
+    outcome = claims.Outcome(HURTS, -3.0, -1.0, [-2.5, -1.5])
     text = claims.render_claims([outcome], "micro", [0, 1])
     assert "| Pure Sharing 64 against LoRA 2 | -2.00 | -3.00 to -1.00 | -2.5, -1.5 | holds |" in text

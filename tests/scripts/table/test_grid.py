@@ -71,7 +71,9 @@ def test_finished_cells_are_not_missing(tmp_path: Path) -> None:
 
 
 def test_an_unknown_method_names_the_nearest_and_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=re.escape("No table has a method 'lora_r3'. Did you mean 'lora_r")) as error:
+    with pytest.raises(
+        ValueError, match=re.escape("No table has it: Unknown method 'lora_r3'. Did you mean 'lora_r")
+    ) as error:
         grid.check_methods(["lora_r2", "lora_r3"])
     assert "mos_minus_pd_r32" in str(error.value)
 

@@ -14,8 +14,9 @@ import pytest
 
 from scripts.config import ROOT
 from scripts.table import page as report
+from scripts.table.figures import INK
 
-SMOL = ROOT / "results" / "smol"
+SMOL = ROOT / "results" / "published" / "smol"
 CHROMIUM = shutil.which("chromium")
 
 
@@ -107,7 +108,7 @@ def test_plots_are_inline_and_follow_the_page_s_colours(page):
         "average score of MoS and its variants, printed in the paper",
         "training and validation loss on cot, smollm2_135m",
     ]
-    assert report.INK not in page
+    assert INK not in page
     assert "currentColor" in page
     assert "<metadata" not in page
 
@@ -157,21 +158,23 @@ def test_without_results_one_sentence_names_the_folder_and_the_command(tmp_path,
 
 def command(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "scripts.report", "profile=smol", *overrides]
+    command = [sys.executable, "-m", "scripts.report", *overrides]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
-def test_the_command_writes_the_page_and_says_where(tmp_path):
-    done = command(tmp_path, f"results_dir={ROOT / 'results'}")
+def test_the_command_reads_what_the_repository_publishes_where_one_has_no_own(tmp_path):
+    done = command(tmp_path, "profile=smol")
     assert done.returncode == 0, done.stderr
     assert done.stdout == "report/smol.html\n"
     assert [path.name for path in (tmp_path / "report").iterdir()] == ["smol.html"]
 
 
 def test_the_command_without_results_fails_in_one_line_and_writes_nothing(tmp_path):
-    done = command(tmp_path)
+    done = command(tmp_path, "profile=paper")  # the repository publishes none of it
     assert done.returncode == 1
-    assert done.stderr.startswith("error: results/smol holds no table")
+    assert done.stderr.startswith(
+        "error: results/paper holds no table; make one first, e.g. `make table2 PROFILE=paper`"
+    )
     assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "report").exists()
 
