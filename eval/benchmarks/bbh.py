@@ -13,7 +13,7 @@ from data_prep.text import read_text
 from eval.benchmarks import Item, Prompting, Verdict, matches
 
 METRICS = ("exact match",)
-ANSWER = re.compile(r"[t|T]he answer is (.*?)\.")  # the bar stands in the original's character class too
+ANSWER = re.compile(r"[t|T]he answer is (.*?)\.")  # the original has the bar inside the brackets, too
 
 
 @dataclass(frozen=True)

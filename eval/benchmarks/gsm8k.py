@@ -112,7 +112,7 @@ def gold(answer: str) -> str:
 
 
 def parse(output: str, item: Item | None = None) -> str:
-    """The last number of the text, or the whole text; the pattern keeps the sign of decimals only."""
+    """The last number in the text, or the whole text if it has none. The sign is kept on decimals only."""
     text = _drop_commas(output)
     numbers = re.findall(r"[-+]?\d*\.\d+|\d+", text)
     return numbers[-1] if numbers else text
@@ -136,4 +136,4 @@ def golden_prompt(given: dict[str, Any], prompting: Prompting) -> str:
 
 
 def _drop_commas(text: str) -> str:
-    return re.sub(r"(\d),(\d)", r"\1\2", text)  # one pass, not overlapping: `1,2,3` becomes `12,3`
+    return re.sub(r"(\d),(\d)", r"\1\2", text)  # one pass, matches do not overlap: `1,2,3` becomes `12,3`

@@ -88,7 +88,7 @@ def items(raw: HumanEval, tokenizer: object, prompting: Prompting) -> list[Item]
 
 
 def parse(output: str, item: Item | None = None) -> str:
-    """The text as it is: already cut at the first stop, and nothing else is touched."""
+    """The text as it is. It was cut at the first stop; nothing else is touched."""
     return output
 
 

@@ -86,7 +86,7 @@ def items(raw: MMLU, tokenizer: Any, prompting: Prompting) -> list[Item]:
 
 
 def _fitting(subject: str, shots: Sequence[Question], question: Question, tokenizer: Any, prompting: Prompting) -> str:
-    """The prompt with as many of the first shots as fit; without shots nothing is left to drop."""
+    """The prompt with as many of the first shots as fit. Without shots it stays as long as it is."""
     text = prompt(subject, shots, question, prompting)
     if shots and prompting.max_prompt_tokens and len(tokenizer.encode(text)) > prompting.max_prompt_tokens:
         return _fitting(subject, shots[:-1], question, tokenizer, prompting)

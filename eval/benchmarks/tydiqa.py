@@ -161,7 +161,7 @@ def _pool(raw: TyDiQA, language: str, count: int) -> list[Question]:
 
 
 def cut_context(context: str, tokenizer: Any, limit: int | None) -> str:
-    """At most `limit` tokens of a passage, `<s>` counted; a cut passage keeps the special tokens as text."""
+    """At most `limit` tokens of a passage, `<s>` counted. A passage that is cut keeps `<s>` as text."""
     ids = tokenizer.encode(context, verbose=False)
     return context if limit is None or len(ids) <= limit else tokenizer.decode(ids[:limit])
 

@@ -15,8 +15,8 @@ from typing import IO
 from eval.sandbox import isolation
 
 CHILD = Path(__file__).with_name("child.py").read_text(encoding="utf-8")
-STARTUP_S = 30.0  # for the sandbox and the interpreter, on a busy machine; not part of a program's time
-GRACE_S = 1.0  # a program can ignore the timer inside; this long after it, everything is killed
+STARTUP_S = 30.0  # for the sandbox and the interpreter on a busy machine; it does not count as the program's time
+GRACE_S = 1.0  # a program can ignore its timer; this much later everything is killed
 ANSWER_BYTES = 4096
 
 
@@ -30,7 +30,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Protection:
-    """`way`: "bubblewrap", "namespaces" or "none"; `text`: one line for a log, what holds or why nothing does."""
+    """`way`: "bubblewrap", "namespaces" or "none"; `text`: one line for a log, what protects or why nothing does."""
 
     way: str
     text: str
@@ -65,7 +65,7 @@ def require_protection(allow_unprotected: bool = False, key: str = "allow_unprot
 
 @functools.cache
 def protection() -> Protection:
-    """The best way to shut a program in that works here; tried out once per process."""
+    """The best protection that works here. Each way is tried once per process, with an empty program."""
     reasons = []
     for way in ("bubblewrap", "namespaces"):
         try:
@@ -150,7 +150,7 @@ def judge(process: subprocess.Popen[bytes], secret: bytes, timeout_s: float) -> 
 
 
 def read(channel: int, size: int, deadline: float) -> tuple[bytes, bool]:
-    """At most `size` bytes up to the end of the stream or the deadline, and whether it was not the deadline."""
+    """At most `size` bytes, read until the stream ends or the deadline comes; and False if the deadline came."""
     poll = select.poll()
     poll.register(channel, select.POLLIN)
     data = b""
@@ -165,7 +165,7 @@ def read(channel: int, size: int, deadline: float) -> tuple[bytes, bool]:
 
 
 def farewell(process: subprocess.Popen[bytes], deadline: float) -> str:
-    """How a program ended that said nothing; it may have closed the channel and still be running."""
+    """How a program ended that wrote nothing. It may still run: a program can close its output."""
     try:
         code = process.wait(max(0.0, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:

@@ -35,8 +35,8 @@ def close_standard_streams() -> None:
 def veto(event: str, args: tuple[str, ...], rpartition: Callable[..., tuple[str, ...]] = str.rpartition) -> None:
     """Audit hook: refuse what reaches into other objects, past the program's own frames, or to a second process.
 
-    No program that solves a task needs these; docs/sandbox.md names the attack that each would open. All that decides
-    here is a constant or a default, because a refused program reaches this function's globals through the traceback.
+    No program that solves a task needs these; docs/sandbox.md names the attack that each would open. It decides by
+    constants and defaults only, because through the traceback a refused program can reach this function's globals.
     """
     if event.startswith(
         ("ctypes.", "gc.get_", "os.exec", "os.fork", "os.posix_spawn", "os.system", "sys._current_", "sys.monitoring.")

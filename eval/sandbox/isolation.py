@@ -142,8 +142,8 @@ WAYS = {"bubblewrap": bubblewrap, "namespaces": namespaces, "none": unprotected}
 
 
 def can_step_down() -> bool:
-    """Whether this process is root in the full sense; root of a user namespace with one user is an ordinary user."""
-    ranges = [line.split() for line in Path("/proc/self/uid_map").read_text().splitlines()]
+    """Whether this process can become another user. Root of a user namespace that has one user cannot."""
+    ranges = [line.split() for line in Path("/proc/self/uid_map").read_text(encoding="utf-8").splitlines()]
     known = any(int(first) <= NOBODY < int(first) + int(count) for first, _, count in ranges)
     return os.geteuid() == 0 and known
 

@@ -146,6 +146,11 @@ def test_golden(case):
     assert outcome.passed == case["expected"]["passed"]
 
 
+def test_the_canonical_solutions_of_the_fixture_pass():
+    problems = [vars(problem) for problem in humaneval.load(REPO / "tests/fixtures/eval/codex_humaneval").problems]
+    assert all(check(problem, problem["canonical_solution"], 10.0).passed for problem in problems)
+
+
 @pytest.mark.slow
 def test_every_canonical_solution_passes():
     path = SHARED / "data" / "eval" / "codex_humaneval" / "HumanEval.jsonl.gz"
