@@ -65,11 +65,13 @@ mos-search: $(READY)  ## r, l and p of MoS, ranked by validation loss
 serve-plan: $(READY)  ## how many adapters a node serves, e.g. MODEL=llama2_70b GPU=h200:8 R=16 E=2 (docs/serving.md)
 	$(PY) -m scripts.serve_plan $(or $(MODEL),llama2_70b) --gpu $(or $(GPU),h200:8) -r $(or $(R),16) -e $(or $(E),2)
 
-.PHONY: report dashboard publish
+.PHONY: report dashboard publish readme
 report: $(READY)  ## one self-contained page of a profile's tables, plots and loss curves: report/<profile>.html
 	$(RUN) report
 publish: $(READY)  ## your tables in results/<profile>/ into results/published/<profile>/, after a check of their provenance
 	$(RUN) publish
+readme: $(READY)  ## the tables of README.md, from results/published
+	$(PY) -m scripts.readme
 dashboard: $(READY)  ## a W&B workspace of the same, for the runs of TABLE=table2 (needs WANDB_API_KEY)
 	$(RUN) dashboard table=$(or $(TABLE),table2)
 

@@ -1,0 +1,22 @@
+"""Bring the tables of README.md up to date with results/published: `python -m scripts.readme` (or `make readme`).
+
+With `--check` nothing is written; exit code 1 if a table is out of date.
+"""
+
+import sys
+
+from data_prep.storage import write_text
+from scripts.table.publish import PUBLISHED
+from scripts.table.readme import README, filled
+
+
+def main(arguments: list[str]) -> None:
+    text = README.read_text(encoding="utf-8")
+    current = filled(text, PUBLISHED)
+    if "--check" in arguments and current != text:
+        sys.exit("error: a table of README.md is not what results/published holds; run make readme.")
+    write_text(README, current)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
