@@ -20,7 +20,6 @@ from data_prep.text import open_text, read_text
 
 log = logging.getLogger(__name__)
 
-LINE_END = re.compile("\r\n|\r|\n")
 BYTES = re.compile("[\udc80-\udcff]")  # bytes that are not UTF-8, where a text was read with "surrogateescape"
 T = TypeVar("T")
 
@@ -91,16 +90,16 @@ def _check_last_line(path: Path, number: int, line: str) -> None:
 def csv_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
     """Yield `("path:line", cells)` for every row of a CSV file. Cells stay text: `None` and `0.10` are not interpreted.
 
-    If every line end of the file is CRLF, or every one is CR, a program has converted it: line ends inside cells are
-    then read as newlines, so the cells are as before. If line ends differ, those inside cells stay as they are, as in
-    the one cell of MMLU's own files that holds CRLF.
+    If every LF of the file follows a CR, or there are only CRs, a program has converted it. Line ends inside cells are
+    then turned back, too, so the cells are as before. In other files they stay as they are: one of MMLU's own files has
+    a cell with CRLF.
     Raises ValueError: a quote is not closed, or the file is not UTF-8.
     """
     with open_text(path, newline="") as file:
         text = file.read()
-    converted = set(LINE_END.findall(text)) in ({"\r\n"}, {"\r"})
+    converted = "\r" in text and "\n" not in text.replace("\r\n", "")
     if converted:
-        text = LINE_END.sub("\n", text)
+        text = text.replace("\r\n", "\n") if "\n" in text else text.replace("\r", "\n")
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         for row in reader:

@@ -227,3 +227,13 @@ def test_what_averages_refuse() -> None:
         benchmarks.aggregate([], "items")
     with pytest.raises(ValueError, match="average is 'languages'"):
         benchmarks.aggregate(ROWS, "languages")
+
+
+def test_no_other_code_spells_the_name_of_a_benchmark() -> None:
+    """What differs between benchmarks is in their yamls and modules, so that a new one needs no other code."""
+    owner = {f"eval/benchmarks/{config(name)['module']}.py": name for name in benchmarks.names()}
+    spelled = []
+    for path in [*(ROOT / "scripts").rglob("*.py"), *(ROOT / "eval").rglob("*.py")]:
+        text, own = path.read_text(encoding="utf-8").lower(), owner.get(str(path.relative_to(ROOT)), "")
+        spelled += [(path.name, name) for name in benchmarks.names() if name in text and name not in own]
+    assert spelled == []
