@@ -55,6 +55,10 @@ preflight: $(READY)  ## try in minutes what TABLE=table2 needs for days; a table
 plan: $(READY)  ## memory and time of every cell, e.g. TABLE=table2 PROFILE=paper GPU=a100_40g,rtx4090:24:165
 	$(RUN) plan table=$(or $(TABLE),table2)
 
+.PHONY: gpu-check
+gpu-check: $(READY)  ## try and time in ten minutes what a GPU will do for days; the last line is the GPU-days (docs/gpu.md)
+	$(PY) -m scripts.gpu_check
+
 .PHONY: lr-search mos-search
 lr-search: $(READY)  ## the learning rates of Appendix A at LoRA rank 8, ranked by validation loss
 	$(RUN) search search=lr

@@ -1,8 +1,8 @@
 """Try on this GPU, in ten minutes, all that the tables need, and measure what they will cost: `make gpu-check`.
 
-Needs no gated model and no network. Where there is no GPU, or a package is missing, it says what it left out. A line for
-each check: `ok`, `left`, or `FAIL:` with the remedy; then exit code 1. What it measures goes to configs/gpu/<this>.yaml, which
-`make plan` and the preflight read.
+Needs no gated model and no network. Where there is no GPU, or a package is missing, it says what it left out. A line
+for each check: `ok`, `left`, or `FAIL:` with the remedy, which makes the exit code 1. What it measures is written to
+configs/gpu/<this>.yaml, which `make plan` reads. docs/gpu.md explains each line.
 """
 
 import sys
@@ -15,7 +15,7 @@ from scripts.check.walk import walk
 
 def main() -> None:
     measured: list[Step] = []
-    failed = walk(checks(measured))
+    failed = walk(checks(measured), sys.stdout)
     print(cost(measured))
     if failed:
         sys.exit(f"error: {len(failed)} checks failed; the lines that begin with FAIL say what to do.")
@@ -31,8 +31,8 @@ def cost(measured: list[Step]) -> str:
 
     name = write_rates(measured)
     return (
-        f"configs/gpu/{name}.yaml written. `make tables PROFILE=paper` takes about {gpu_days(name):.0f} GPU-days here, if "
-        "every example is as long as allowed (`make plan DATA=...` counts real ones)."
+        f"configs/gpu/{name}.yaml is written. `make tables PROFILE=paper` takes about {gpu_days(name):.0f} GPU-days "
+        "here, if every example is as long as allowed (`make plan DATA=...` counts real ones)."
     )
 
 

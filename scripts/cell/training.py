@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from filelock import FileLock
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
 from transformers import (
@@ -24,6 +23,7 @@ from data_prep.chat import IGNORED
 from data_prep.prepare import Prepared, prepare
 from data_prep.storage import full_disk_named
 from scripts.cell import runs, tracking
+from scripts.cell.adapter import adapter_config
 from scripts.cell.base_model import load_quantized, load_tokenizer
 from scripts.cell.provenance import provenance
 from scripts.cell.settings import TrainerSettings, processes
@@ -68,11 +68,11 @@ def adapted_model(cfg: DictConfig) -> PeftModel:
 
     Raises ValueError if the method's settings do not fit the model.
     """
-    config = instantiate(cfg.method.config, _convert_="all")
     base = prepare_model_for_kbit_training(
         load_quantized(cfg.model, cfg.trainer, cfg.cache_dir),
         use_gradient_checkpointing=False,  # the trainer turns it on, in the form that needs no gradient of the input
     )
+    config = adapter_config(cfg.method, base)
     set_seed(cfg.seed)
     model = get_peft_model(base, config)
     for parameter in model.parameters():

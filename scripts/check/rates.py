@@ -2,15 +2,13 @@
 
 import re
 from collections.abc import Sequence
-from statistics import fmean
 
 import torch
 
 from data_prep.storage import write_text
-from scripts.check.steps import Step
+from scripts.check.steps import GIB, WIDE, Step, plan
 from scripts.config import CONFIGS, choices, compose
 from scripts.cost.gpu import Gpu
-from scripts.cost.plan import plan
 
 TABLES = ("table1", "table2", "table3")
 
@@ -18,40 +16,39 @@ TABLES = ("table1", "table2", "table3")
 def write_rates(measured: Sequence[Step]) -> str:
     """Write `configs/gpu/<this>.yaml` from the timed steps; returns its name.
 
-    The peak rate is that of a known GPU of the same name, else a timed matrix product.
+    The peak rate is that of a known GPU of the same model, else a timed matrix product.
     """
     properties = torch.cuda.get_device_properties(0)
     name = re.sub(r"[^a-z0-9]+", "_", properties.name.lower()).strip("_")
     tflops = known_tflops(properties.name) or product_tflops()
-    rates = [step.flops / step.seconds / 1e12 for step in measured if step.flops]
     write_text(
         CONFIGS / "gpu" / f"{name}.yaml",
         "# Written by `make gpu-check` on this GPU; a100_40g.yaml says what the numbers mean.\n"
         f"name: {properties.name}\n"
-        f"memory_gib: {properties.total_memory / 2**30:.1f}\n"
+        f"memory_gib: {properties.total_memory / GIB:.1f}\n"
         f"tflops: {tflops:.0f}\n"
-        f"efficiency: {{training: {fmean(rates) / tflops:.3f}}}\n"
+        f"efficiency: {{training: {efficiency(measured, tflops):.3f}}}\n"
         "measured: [training]\n",
     )
     return name
 
 
+def efficiency(measured: Sequence[Step], tflops: float) -> float:
+    """The share of the peak rate that the steps reached, all together; at most 1."""
+    flops = sum(plan(WIDE, step)[1] for step in measured)
+    return min(1.0, flops / sum(step.seconds for step in measured) / (tflops * 1e12))
+
+
 def gpu_days(gpu: str) -> float:
     """GPU-days of the three tables of the profile `paper` on a GPU of configs/gpu, by the plan."""
-    hours = 0.0
-    for table in TABLES:
-        overrides = ["profile=paper", f"table={table}", f"gpus=[{gpu}]"]
-        cfg = compose(overrides)
-        model = f"model={cfg.models[cfg.table.model]}"
-        cells = plan(compose([*overrides, model]), [*overrides, model]).cells
-        hours += float(cells.filter(like=Gpu.of(gpu).name).to_numpy().sum())
-    return hours / 24
+    return sum(_hours(gpu, table) for table in TABLES) / 24
 
 
 def known_tflops(name: str) -> float | None:
-    """The peak rate of a GPU of configs/gpu whose name begins `name`'s model, e.g. H100 or A100."""
+    """The peak rate of a GPU of configs/gpu of the same model (A100, H100 ...) as the GPU that CUDA calls `name`."""
+    words = name.lower().replace("-", " ").split()
     for known in map(Gpu.of, choices("gpu")):
-        if known.name.partition("-")[0].lower() in name.lower().replace("-", " ").split():
+        if known.name.partition("-")[0].lower() in words:
             return known.tflops
     return None
 
@@ -67,3 +64,13 @@ def product_tflops(size: int = 8192, times: int = 20) -> float:
     end.record()
     torch.cuda.synchronize()
     return 2 * size**3 * times / (start.elapsed_time(end) / 1000) / 1e12
+
+
+def _hours(gpu: str, table: str) -> float:
+    from scripts.cost.plan import plan as table_plan
+
+    overrides = ["profile=paper", f"table={table}", f"gpus=[{gpu}]"]
+    cfg = compose(overrides)
+    overrides.append(f"model={cfg.models[cfg.table.model]}")
+    cells = table_plan(compose(overrides), overrides).cells
+    return float(cells[[column for column in cells if column.startswith(f"{Gpu.of(gpu).name} ")]].to_numpy().sum())

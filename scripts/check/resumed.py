@@ -2,32 +2,33 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+from scripts.check.processes import finished, started
+
 STEPS, SAVED = 6, 2  # of the run, and between checkpoints
-PATIENCE = 300  # seconds for a checkpoint to come
+PATIENCE = 300.0  # seconds for a checkpoint to come, and for the rest to follow
 
 
 def killed_and_resumed() -> str:
     """Train, kill after the first checkpoint, train again. Raises ValueError if the run is not finished then."""
     with tempfile.TemporaryDirectory() as folder:
         command = _command(Path(folder))
-        first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        _wait_for_checkpoint(first, Path(folder))
-        first.kill()
-        first.wait()
-        second = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
-        if second.returncode != 0:
-            raise ValueError(f"the second start failed: {second.stderr.strip().splitlines()[-1]}")
+        with Path(os.devnull).open("w", encoding="utf-8") as nowhere, started(command, nowhere, nowhere) as first:
+            _wait_for_checkpoint(first, Path(folder))
+        reached = _checkpoints(Path(folder))
+        finished(command, PATIENCE)
         [done] = Path(folder).glob("runs/*/*/*/run.json")
         losses = json.loads(done.read_text(encoding="utf-8"))["metrics"]
     if not math.isfinite(losses["loss"]):
-        raise ValueError(f"the loss after the resume is {losses['loss']}.")
-    return f"SmolLM2, {STEPS} steps, killed after {SAVED}; loss {losses['first_loss']:.2f} to {losses['loss']:.2f}"
+        raise ValueError(f"the loss after the resume is {losses['loss']}; use the pinned versions (make setup).")
+    went = f"killed after step {max(reached)}" if max(reached) < STEPS else "finished before the kill"
+    return f"SmolLM2, {STEPS} steps, {went}; loss {losses['first_loss']:.2f} to {losses['loss']:.2f}"
 
 
 def _command(folder: Path) -> list[str]:
@@ -38,16 +39,22 @@ def _command(folder: Path) -> list[str]:
     ]
     conversations.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return [
-        *(sys.executable, "-m", "scripts.train", "profile=smol", "method=lora_r2", "wandb.project=gpu-check"),
+        *(sys.executable, "-m", "scripts.train", "profile=smol", "method=lora_r2"),
         *(f"dataset.source.messages={conversations}", f"runs_dir={folder}/runs", "trainer.validation_size=4"),
         *(f"trainer.max_steps={STEPS}", f"trainer.save_steps={SAVED}", "trainer.batch_size=2", "trainer.max_length=64"),
+        f"trainer.eval_steps={STEPS}",
     ]
 
 
-def _wait_for_checkpoint(process: subprocess.Popen[bytes], folder: Path) -> None:
+def _wait_for_checkpoint(process: "subprocess.Popen[str]", folder: Path) -> None:
     end = time.monotonic() + PATIENCE
-    while not list(folder.glob("runs/*/*/*/checkpoints/checkpoint-*/trainer_state.json")):
+    while not _checkpoints(folder):
         if process.poll() is not None or time.monotonic() > end:
-            process.kill()
-            raise ValueError("the first start wrote no checkpoint; run python -m scripts.train to see why.")
+            raise ValueError("the first start wrote no checkpoint; python -m scripts.train profile=smol shows why.")
         time.sleep(0.05)
+
+
+def _checkpoints(folder: Path) -> list[int]:
+    """The steps of the complete checkpoints."""
+    files = folder.glob("runs/*/*/*/checkpoints/checkpoint-*/trainer_state.json")
+    return [int(file.parent.name.rpartition("-")[2]) for file in files]

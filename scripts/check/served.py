@@ -1,4 +1,4 @@
-"""The engine, started in the process that has dequantized SmolLM2, with a large and a small adapter: run as a program."""
+"""The engine with a large and a small adapter, in the process that has dequantized SmolLM2: run as a program."""
 
 import tempfile
 from pathlib import Path
@@ -19,8 +19,10 @@ PROMPTS = ("def add(a, b):", "The capital of France is")
 
 def main() -> None:
     cfg = compose(["profile=smol", "engine=vllm", "engine.max_model_len=256", "engine.max_num_seqs=64"])
-    checkpoint = dequantized_checkpoint(cfg.model, cfg.trainer, cfg.cache_dir)
     with tempfile.TemporaryDirectory() as folder:
+        # On a GPU the base is dequantized anew: what that leaves in the GPU's memory is what the engine has to bear.
+        cache = folder if torch.cuda.is_available() else cfg.cache_dir
+        checkpoint = dequantized_checkpoint(cfg.model, cfg.trainer, cache)
         adapters = [_adapter(checkpoint, Path(folder), rank) for rank in RANKS]
         engine = instantiate(cfg.engine, model=checkpoint, adapters=adapters)
         requests = [Request(prompt, adapter) for adapter in (*adapters, None) for prompt in PROMPTS]

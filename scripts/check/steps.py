@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, VeraConfig, get_peft_model, prepare_model_for_kbit_training
+from peft import LoraConfig, VeraConfig, get_peft_model, prepare_model_for_kbit_training
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
@@ -18,13 +18,23 @@ import mos
 from scripts.check.walk import LeftOut
 
 GIB = 2**30
-BLOCKS = 2
-WIDE = LlamaConfig(  # LLaMA2-7B with two blocks
-    vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=BLOCKS, num_attention_heads=32
-)
-NARROW = LlamaConfig(  # the same code where there is no GPU: a second a step
-    vocab_size=500, hidden_size=128, intermediate_size=256, num_hidden_layers=BLOCKS, num_attention_heads=4
-)
+
+
+def llama(hidden: int, inner: int, heads: int, blocks: int, vocabulary: int = 32000) -> LlamaConfig:
+    """The shapes of a Llama; those of LLaMA2 below are the published ones."""
+    return LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=blocks,
+        num_attention_heads=heads,
+    )
+
+
+LLAMA2_7B, LLAMA2_13B = llama(4096, 11008, 32, blocks=32), llama(5120, 13824, 40, blocks=40)
+WIDE = llama(4096, 11008, 32, blocks=2)
+NARROW = llama(128, 256, 4, blocks=2, vocabulary=500)  # the same code where there is no GPU: a second a step
+BATCH, LENGTH = 16, 512  # of the paper's finetuning
 COLD, TIMED = 2, 5  # steps that are not measured, and that are
 TOLERANCE = 1.3  # measured memory over the plan's, above which the plan is wrong
 
@@ -34,38 +44,41 @@ class Step:
     """A training step of one method, with or without checkpointing, on `batch` x `length` tokens."""
 
     method: str
-    config: PeftConfig
+    config: Any  # of PEFT
     checkpointing: bool
     batch: int
     length: int
     seconds: float = 0.0
     memory: float = 0.0  # bytes, at most
-    planned: float | None = None  # bytes by the plan; None where the plan cannot be made
-    flops: float | None = None  # of one step, by the plan
 
     @property
     def name(self) -> str:
+        """The name of its check."""
         return f"training step, {self.method}{', checkpointing' if self.checkpointing else ''}"
 
     def report(self, measured: list["Step"]) -> str:
         """Run the step; returns what it took, and appends itself to `measured` if that was on a GPU.
 
-        Raises ValueError if it takes far more memory than the plan says, or if a loss is not a number.
+        Raises ValueError if it takes far more memory than the plan says or than there is, or if a loss is not a number.
         """
         done = timed(self)
         if not torch.cuda.is_available():
-            raise LeftOut(f"runs, at a small size: {done.seconds:.2f} s; there is no GPU to measure")
+            raise LeftOut(f"it runs, at a small size ({done.seconds:.2f} s), but there is no GPU to measure")
         measured.append(done)
-        took = f"{done.seconds:.3f} s, {done.memory / GIB:.1f} GiB"
-        if done.planned is None:
-            return f"{took}; the plan needs hydra-core, which is not installed"
-        ratio = done.memory / done.planned
-        if ratio > TOLERANCE:
-            raise ValueError(
-                f"{took} instead of the plan's {done.planned / GIB:.1f} GiB: do not trust `make plan` on memory here; "
-                "lower trainer.micro_batch_size, and report this line."
-            )
-        return f"{took}, {ratio:.2f} times the plan's"
+        return f"{done.seconds:.3f} s, {done.memory / GIB:.1f} GiB{against_plan(done)}"
+
+
+def against_plan(done: Step) -> str:
+    """How the memory that a step took compares with the plan's. Raises ValueError if it is far above."""
+    if not quantizes():
+        return " (bitsandbytes is not installed: a base in 16 bits, which the plan does not know)"
+    planned, _ = plan(WIDE, done)
+    if done.memory > TOLERANCE * planned:
+        raise ValueError(
+            f"{done.seconds:.3f} s, but {done.memory / GIB:.1f} GiB instead of the plan's {planned / GIB:.1f}: do not "
+            "trust `make plan` on memory here; lower trainer.micro_batch_size, and report this line."
+        )
+    return f", {done.memory / planned:.2f} times the plan's"
 
 
 def steps() -> Iterator[Step]:
@@ -78,39 +91,59 @@ def steps() -> Iterator[Step]:
         ),  # two blocks share little
         "VeRA 256": VeraConfig(r=256, vera_dropout=0.1, **shared),
     }
-    batch, length = (16, 512) if torch.cuda.is_available() else (2, 64)
+    batch, length = (BATCH, LENGTH) if torch.cuda.is_available() else (2, 64)
     for method, config in configs.items():
         for checkpointing in (True, False):
             yield Step(method, config, checkpointing, batch, length)
 
 
 def timed(step: Step) -> Step:
-    """The step with the median of its seconds, its peak memory, and what the plan says of both.
+    """The step with the median of its seconds, and its peak memory.
 
-    Raises ValueError for a loss that is not a number.
+    Raises ValueError for a loss that is not a number, and if the GPU's memory is too small.
     """
-    gc.collect()
     cuda = torch.cuda.is_available()
+    gc.collect()
     if cuda:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    base = random_base()
-    planned = _planned(base, step)
-    model = _adapted(base, step)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
-    ids = torch.randint(0, base.config.vocab_size, (step.batch, step.length), device=model.device)
-    seconds = [_one(model, optimizer, ids) for _ in range(COLD + TIMED)][COLD:]
+    try:
+        seconds = _seconds(step)
+    except torch.OutOfMemoryError:
+        raise ValueError("it needs more memory than is free; end what else runs here, or take a larger GPU.") from None
     memory = torch.cuda.max_memory_allocated() if cuda else 0
-    return replace(step, seconds=statistics.median(seconds), memory=float(memory), **planned)
+    return replace(step, seconds=seconds, memory=float(memory))
+
+
+def plan(shapes: LlamaConfig, step: Step) -> tuple[float, float]:
+    """Bytes and FLOPs of the step on a Llama of these shapes, by the formulas of `make plan`."""
+    from scripts.cell.adapter import linear_layers
+    from scripts.cost import formulas
+    from scripts.cost.architecture import Adapter, Architecture, grouped
+
+    with torch.device("meta"):
+        network = LlamaForCausalLM(shapes)
+    architecture, layers = Architecture.of(network), grouped(linear_layers(network).items())
+    model = get_peft_model(network, step.config, low_cpu_mem_usage=True)
+    adapter = Adapter(int(model.get_nb_trainable_parameters()[0]), step.config.r, layers)
+    size: dict[str, Any] = {"length": step.length, "checkpointing": step.checkpointing}
+    memory = formulas.training_memory(architecture, adapter, batch=step.batch, double_quantization=True, **size)
+    return memory.peak, formulas.training_flops(architecture, adapter, tokens=step.batch * step.length, **size)
+
+
+def quantizes() -> bool:
+    """Whether the base can be put in 4 bits here."""
+    return find_spec("bitsandbytes") is not None
 
 
 def random_base() -> Any:
     """The random Llama, in 4 bits where bitsandbytes is installed, else in 16."""
-    cuda = torch.cuda.is_available()
+    device = "cuda:0" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
-    with torch.device("cuda" if cuda else "cpu"):
-        network: Any = LlamaForCausalLM(WIDE if cuda else NARROW).to(torch.bfloat16)
-    if find_spec("bitsandbytes") is None:
+    with torch.device(device):
+        network: Any = LlamaForCausalLM(WIDE if torch.cuda.is_available() else NARROW)
+    network = network.to(torch.bfloat16)
+    if not quantizes():
         return network
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -122,55 +155,36 @@ def random_base() -> Any:
         network.save_pretrained(folder)
         del network
         return AutoModelForCausalLM.from_pretrained(
-            folder, quantization_config=quantization, dtype=torch.bfloat16, device_map={"": "cuda:0" if cuda else "cpu"}
+            folder, quantization_config=quantization, dtype=torch.bfloat16, device_map={"": device}
         )
 
 
-def _adapted(base: Any, step: Step) -> Any:
-    prepared = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
-    model = get_peft_model(prepared, step.config)
+def _adapted(step: Step) -> Any:
+    base = prepare_model_for_kbit_training(random_base(), use_gradient_checkpointing=False)
+    model: Any = get_peft_model(base, step.config)
     if step.checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model.train()
 
 
+def _seconds(step: Step) -> float:
+    model = _adapted(step)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+    ids = torch.randint(0, model.config.vocab_size, (step.batch, step.length), device=model.device)
+    return statistics.median([_one(model, optimizer, ids) for _ in range(COLD + TIMED)][COLD:])
+
+
 def _one(model: Any, optimizer: torch.optim.Optimizer, ids: torch.Tensor) -> float:
     """The seconds of one step. Raises ValueError if its loss is not a number."""
-    started = time.perf_counter()
+    began = time.perf_counter()
     with torch.autocast(ids.device.type, torch.bfloat16):
-        logits = model(input_ids=ids).logits  # (b, t, V)
+        logits = model(input_ids=ids, use_cache=False).logits  # (b, t, V)
     loss = cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()
     if not torch.isfinite(loss):  # which also waits for the GPU
-        raise ValueError(f"the loss of random weights is {loss.item()}; the kernels of this machine are broken.")
+        raise ValueError(f"the loss of random weights is {loss.item()}; update the driver, or try another GPU.")
     if ids.is_cuda:
         torch.cuda.synchronize()
-    return time.perf_counter() - started
-
-
-def _planned(base: Any, step: Step) -> dict[str, float | None]:
-    """Bytes and FLOPs of the step by the formulas of the plan."""
-    if find_spec("hydra") is None:
-        return {"planned": None, "flops": None}
-    from scripts.cell.adapter import linear_layers
-    from scripts.cost import formulas
-    from scripts.cost.architecture import Adapter, Architecture, grouped
-
-    with torch.device("meta"):
-        shapes = LlamaForCausalLM(LlamaConfig(**_sizes(base.config)))
-    architecture, layers = Architecture.of(shapes), grouped(linear_layers(shapes).items())
-    model = get_peft_model(shapes, step.config, low_cpu_mem_usage=True)
-    adapter = Adapter(int(model.get_nb_trainable_parameters()[0]), step.config.r, layers)
-    where = {"checkpointing": step.checkpointing}
-    memory = formulas.training_memory(
-        architecture, adapter, batch=step.batch, length=step.length, double_quantization=True, **where
-    )
-    flops = formulas.training_flops(architecture, adapter, tokens=step.batch * step.length, length=step.length, **where)
-    return {"planned": memory.peak, "flops": flops}
-
-
-def _sizes(config: LlamaConfig) -> dict[str, int]:
-    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    return {name: getattr(config, name) for name in names}
+    return time.perf_counter() - began

@@ -1,9 +1,10 @@
-"""A list of checks, each one line: `ok` and what was found, `FAIL` and the remedy, or `left` and why it was not made."""
+"""A list of checks, a line each: `ok` and what was found, `FAIL:` and the remedy, or `left` and why not."""
 
 import sys
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TextIO
 
 EXPECTED = (ValueError, OSError, ArithmeticError, ImportError)
 
@@ -23,15 +24,15 @@ class LeftOut(Exception):
     """A check that cannot be made on this machine, and why."""
 
 
-def walk(checks: Iterable[Check]) -> list[str]:
-    """Make the checks in their order, and print a line for each on stderr; returns the lines that say FAIL.
+def walk(checks: Iterable[Check], out: TextIO | None = None) -> list[str]:
+    """Make the checks in their order, and print a line for each on `out` (stderr); returns the lines that say FAIL.
 
     All are made, so that one walk shows all that is to be mended.
     """
     failed = []
     for check in checks:
         line = _line(check)
-        print(line, file=sys.stderr, flush=True)
+        print(line, file=out or sys.stderr, flush=True)
         if line.startswith("FAIL"):
             failed.append(line)
     return failed
