@@ -1,7 +1,9 @@
 """Base models: fetched and converted once, quantized for training, dequantized for evaluation."""
 
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import PackageNotFoundError, distribution
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,15 +20,12 @@ from transformers import (
     BitsAndBytesConfig,
     GenerationConfig,
     GgufConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    set_seed,
 )
 
 from data_prep.storage import full_disk_named, made_once
-from scripts.cell import runs
+from scripts.cell import pretraining, runs
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
@@ -37,38 +36,55 @@ def load_tokenizer(model: DictConfig, cache_dir: Path | str) -> PreTrainedTokeni
 
 
 def checkpoint(model: DictConfig, cache_dir: Path | str) -> Path:
-    """The base model as published, as a checkpoint folder with its tokenizer; converted once, then cached.
+    """The published base model as a checkpoint folder with its tokenizer; converted once, then cached.
 
     A tokenizer without a pad token gets `<pad>`, and the embeddings get one more row (docs/protocol.md, Chat format).
     Raises FileNotFoundError, PermissionError, ConnectionError or ValueError, each with the way out.
     """
-    path = Path(cache_dir) / "models" / f"{model.name}-{runs.model_key(model)}"
-    return _cached(path, lambda folder: _convert(model, folder))
+    return _cached(_published(model, cache_dir), lambda folder: _convert(model, folder))
 
 
 def load_quantized(model: DictConfig, trainer: DictConfig, cache_dir: Path | str) -> PreTrainedModel:
-    """The base model with its linear layers in 4 bits (`trainer.quantization`), the rest in `trainer.compute_dtype`.
+    """The base model for training: linear layers in 4 bits (`trainer.quantization`), the rest in `compute_dtype`.
 
     Quantized once, then cached: on a CPU that takes a minute even for a small model. Raises as `checkpoint`.
     """
     plain = checkpoint(model, cache_dir)
-    path = _cached(_variant(plain, trainer, "4bit"), lambda folder: _quantize(plain, trainer).save_pretrained(folder))
+    place = folders(model, trainer, cache_dir)["4bit"]
+    path = _cached(place, lambda folder: _quantize(plain, trainer).save_pretrained(folder))
     return in_training_layout(AutoModelForCausalLM.from_pretrained(path, device_map=_device()))
 
 
 def dequantized_checkpoint(model: DictConfig, trainer: DictConfig, cache_dir: Path | str) -> Path:
-    """The base model after a pass through its 4 bits, in `trainer.compute_dtype`: what every evaluation runs on.
+    """The base model for evaluation: its 4-bit weights back in `trainer.compute_dtype`, so both stages see the same.
 
-    A normal checkpoint folder with its tokenizer; made once, then cached. Raises as `checkpoint`.
+    A normal checkpoint folder with its tokenizer; made once, then cached. No GPU memory stays in use in this process.
+    Raises as `checkpoint`.
     """
-    path = _variant(checkpoint(model, cache_dir), trainer, "dequantized")
-    return _cached(path, lambda folder: _dequantize(model, trainer, cache_dir, folder))
+    checkpoint(model, cache_dir)
+    place = folders(model, trainer, cache_dir)["dequantized"]
+    return _cached(place, lambda folder: in_own_process(_dequantize, model, trainer, cache_dir, folder))
 
 
-def meta_model(model: DictConfig) -> PreTrainedModel:
-    """The shapes of `model` on the meta device, from `model.architecture`; nothing is downloaded or allocated."""
-    with torch.device("meta"):
-        return LlamaForCausalLM(LlamaConfig(**model.architecture))
+def folders(model: DictConfig, trainer: DictConfig, cache_dir: Path | str) -> dict[str, Path]:
+    """Where the three forms of the base model are kept: `published`, `4bit` and `dequantized`."""
+    published, quantization = _published(model, cache_dir), trainer.quantization
+    double = "-double" if quantization.double_quantization else ""
+    stem = f"{published.name}-{quantization.type}{double}-{trainer.compute_dtype}"
+    return {"published": published} | {form: published.with_name(f"{stem}-{form}") for form in ("4bit", "dequantized")}
+
+
+def in_own_process(function: Callable[..., None], *arguments: object) -> None:
+    """Call `function` where its GPU memory cannot stay: in a process of its own if there is a GPU, else right here.
+
+    PyTorch keeps freed GPU memory for itself until its process ends, and the engine then finds too little. What the
+    function raises is raised here.
+    """
+    if not torch.cuda.is_available():
+        function(*arguments)
+        return
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        process.submit(function, *arguments).result()
 
 
 def compute_dtype(trainer: DictConfig) -> torch.dtype:
@@ -80,7 +96,7 @@ def compute_dtype(trainer: DictConfig) -> torch.dtype:
 
 def _cached(path: Path, fill: Callable[[Path], None]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with full_disk_named(path.parent):  # which the writers of checkpoints report in shapes of their own
+    with full_disk_named(path.parent):  # each library that writes a checkpoint reports a full disk in its own way
         return made_once(path, fill)
 
 
@@ -89,17 +105,18 @@ def _convert(model: DictConfig, folder: Path) -> None:
         raise ValueError(f"Unknown model.source.kind '{model.source.kind}'; use one of {', '.join(SOURCES)}.")
     network, tokenizer = SOURCES[model.source.kind](model)
     if tokenizer.pad_token is None:
-        set_seed(0)  # of the new row, which is masked wherever it is used
         tokenizer.add_special_tokens({"pad_token": "<pad>"})
-        network.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    network.generation_config = GenerationConfig.from_model_config(network.config)  # decoding is set by the evaluation
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # the new row is random, though masked wherever it is used
+            network.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    # The evaluation decides how to decode, so published defaults (a temperature, say) are left out.
+    network.generation_config = GenerationConfig.from_model_config(network.config)
     network.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def _variant(plain: Path, trainer: DictConfig, form: str) -> Path:
-    double = "-double" if trainer.quantization.double_quantization else ""
-    return plain.with_name(f"{plain.name}-{trainer.quantization.type}{double}-{trainer.compute_dtype}-{form}")
+def _published(model: DictConfig, cache_dir: Path | str) -> Path:
+    return Path(cache_dir) / "models" / f"{model.name}-{runs.model_key(model)}"
 
 
 def _device() -> dict[str, str]:
@@ -120,9 +137,9 @@ def _quantize(plain: Path, trainer: DictConfig) -> PreTrainedModel:
 
 
 def in_training_layout(network: PreTrainedModel) -> PreTrainedModel:
-    """Keep bitsandbytes (0.50) from repacking the weights at the first evaluation on a CPU with AVX512-BF16.
+    """Tell bitsandbytes (0.50) to leave the weights as they are when it evaluates on a CPU with AVX512-BF16.
 
-    The repacked layout has no gradient, and the logits of SmolLM2 came out far off with it.
+    It would repack them for speed. The repacked layout has no gradient, and gave SmolLM2 wrong logits.
     """
     for module in network.modules():
         if isinstance(module, Linear4bit):
@@ -131,6 +148,7 @@ def in_training_layout(network: PreTrainedModel) -> PreTrainedModel:
 
 
 def _dequantize(model: DictConfig, trainer: DictConfig, cache_dir: Path | str, folder: Path) -> None:
+    """Write the published model to `folder`, its linear layers replaced by their dequantized weights."""
     dtype = compute_dtype(trainer)
     network = AutoModelForCausalLM.from_pretrained(checkpoint(model, cache_dir), dtype=dtype)
     for name, layer in load_quantized(model, trainer, cache_dir).named_modules():
@@ -142,15 +160,22 @@ def _dequantize(model: DictConfig, trainer: DictConfig, cache_dir: Path | str, f
     load_tokenizer(model, cache_dir).save_pretrained(folder)
 
 
-def _from_gguf(model: DictConfig) -> Loaded:
-    """A GGUF file inside an installed Python distribution, which is located but never imported."""
-    source = model.source
+def gguf_file(source: DictConfig) -> Path:
+    """The GGUF file inside an installed Python distribution, which is not imported.
+
+    Raises FileNotFoundError, with the way out, if it is not there.
+    """
     try:
         path = Path(str(distribution(source.distribution).locate_file(source.file)))
     except PackageNotFoundError:
         raise FileNotFoundError(f"{source.distribution} is not installed; run `make setup`.") from None
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; install {source.distribution} again.")
+    return path
+
+
+def _from_gguf(model: DictConfig) -> Loaded:
+    path = gguf_file(model.source)
     return _load(path.parent, gguf_file=path.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32)
 
 
@@ -160,7 +185,7 @@ def _from_folder(model: DictConfig) -> Loaded:
 
 def _from_hub(model: DictConfig) -> Loaded:
     repo = model.source.repo
-    huggingface_hub.logging.set_verbosity_error()  # its retries; the outcome is told below
+    huggingface_hub.logging.set_verbosity_error()  # no line per retry: the sentences below tell how it ended
     try:
         folder = huggingface_hub.snapshot_download(
             repo, revision=model.source.revision, allow_patterns=["*.json", "*.safetensors", "tokenizer.model"]
@@ -183,7 +208,7 @@ def _load(folder: Path, **options: object) -> Loaded:
     try:
         network, info = cast(Any, AutoModelForCausalLM).from_pretrained(folder, output_loading_info=True, **options)
         tokenizer = AutoTokenizer.from_pretrained(folder, **{k: v for k, v in options.items() if k == "gguf_file"})
-    except Exception as error:  # the loaders raise whatever the broken part of the folder happens to cause
+    except Exception as error:  # a broken folder makes the loaders raise anything, from KeyError to OverflowError
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"{folder} cannot be loaded as a causal language model: {reason}") from error
     if info["missing_keys"]:
@@ -191,14 +216,8 @@ def _load(folder: Path, **options: object) -> Loaded:
     return network, tokenizer
 
 
-def _generated(model: DictConfig) -> Loaded:
-    from scripts.cell.pretraining import pretrained  # whose command line needs `checkpoint`
-
-    return pretrained(model)
-
-
 SOURCES: dict[str, Callable[[DictConfig], Loaded]] = {
-    "generated": _generated,
+    "generated": pretraining.pretrained,
     "gguf": _from_gguf,
     "hub": _from_hub,
     "local": _from_folder,

@@ -3,41 +3,49 @@
 import os
 import random
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from omegaconf import DictConfig
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, set_seed
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from data_prep.micro.tokenizer import SPECIAL, build
 from data_prep.micro.world import World
+from scripts.cell.shapes import model_config
 
-BYTES = 256  # pieces of the tokenizer that no text of ours needs
+BYTES = 256  # pieces of the tokenizer that stand for single bytes; generated text needs none of them
 
 
-def pretrained(model: DictConfig) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
-    """A Llama and its tokenizer, trained on the text of the world `model.source.seed`.
+def pretrained(model: DictConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A network of `model.architecture` and its tokenizer, trained on the text of the world `model.source.seed`.
 
-    Deterministic on one machine: always with as many threads as there are cores.
+    One machine always gives the same weights: the number of threads is that of its cores.
     Raises ValueError if `model.architecture.vocab_size` is not the tokenizer's.
     """
-    source = model.source
-    world = World(source.seed)
-    tokenizer = build(world.wording(random.Random(f"wording {source.seed}")))
+    source, world, tokenizer = model.source, World(model.source.seed), micro_tokenizer(model)
+    with _every_core(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(source.seed)
+        network = _scaled(AutoModelForCausalLM.from_config(model_config(model)))
+        _fit(network, _batches(world, tokenizer, source), source)
+    return network, tokenizer
+
+
+def micro_tokenizer(model: DictConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of the text that `pretrained` trains on. It needs no network. Raises as `pretrained`."""
+    seed = model.source.seed
+    tokenizer = build(World(seed).wording(random.Random(f"wording {seed}")))
     if len(tokenizer) != model.architecture.vocab_size:
         raise ValueError(
             f"model.architecture.vocab_size={model.architecture.vocab_size}, but the tokenizer has {len(tokenizer)} "
             "pieces; set vocab_size to that."
         )
-    set_seed(source.seed)
-    network = _scaled(LlamaForCausalLM(LlamaConfig(**model.architecture)))
-    _fit(network, _batches(world, tokenizer, source), source)
-    return network, tokenizer
+    return tokenizer
 
 
-def _scaled(network: LlamaForCausalLM) -> LlamaForCausalLM:
-    """What the blocks add to the stream starts smaller by the root of its count: else copying is learned too late."""
+def _scaled(network: PreTrainedModel) -> PreTrainedModel:
+    """Start the layers that write to the residual stream smaller, by 1/sqrt(2L); else copying is learned too late."""
     factor = (2 * network.config.num_hidden_layers) ** -0.5
     with torch.no_grad():
         for name, weight in network.named_parameters():
@@ -46,17 +54,21 @@ def _scaled(network: LlamaForCausalLM) -> LlamaForCausalLM:
     return network
 
 
-def _fit(network: LlamaForCausalLM, batches: Iterator[torch.Tensor], source: DictConfig) -> None:
-    """Next-token prediction: Muon for the linear layers of the blocks, else AdamW; warm-up, then decay to a tenth."""
-    matrices = [weight for name, weight in network.named_parameters() if "proj" in name]
-    others = [weight for name, weight in network.named_parameters() if "proj" not in name]
-    optimizers = [
-        torch.optim.Muon(matrices, source.learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, source.learning_rate, betas=(0.9, 0.95), weight_decay=0.01),
-    ]
-    schedules = [LambdaLR(o, lambda step: min((step + 1) / 50, 1 - 0.9 * step / source.steps)) for o in optimizers]
+@contextmanager
+def _every_core() -> Iterator[None]:
+    """One thread per core. Where several workers run, each has one thread, but all wait for this model."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(len(os.sched_getaffinity(0)))  # a worker of several has one, but the others wait for this
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _fit(network: PreTrainedModel, batches: Iterator[torch.Tensor], source: DictConfig) -> None:
+    """Train on next-token prediction: the linear layers of the blocks with Muon, the rest with AdamW."""
+    optimizers = _optimizers(network, source)
+    schedules = [LambdaLR(o, lambda step: min((step + 1) / 50, 1 - 0.9 * step / source.steps)) for o in optimizers]
     progress = tqdm(range(source.steps), desc="Pretraining", mininterval=2)
     for _ in progress:
         ids = next(batches)  # (b, t)
@@ -68,11 +80,19 @@ def _fit(network: LlamaForCausalLM, batches: Iterator[torch.Tensor], source: Dic
             schedule.step()
         network.zero_grad()
         progress.set_postfix(loss=f"{loss.item():.3f}")
-    torch.set_num_threads(threads)
+
+
+def _optimizers(network: PreTrainedModel, source: DictConfig) -> list[torch.optim.Optimizer]:
+    matrices = [weight for name, weight in network.named_parameters() if "proj" in name]
+    others = [weight for name, weight in network.named_parameters() if "proj" not in name]
+    return [
+        torch.optim.Muon(matrices, source.learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, source.learning_rate, betas=(0.9, 0.95), weight_decay=0.01),
+    ]
 
 
 def _batches(world: World, tokenizer: PreTrainedTokenizerBase, source: DictConfig) -> Iterator[torch.Tensor]:
-    """Batches (b, t) of documents, one after the other."""
+    """Endless batches (b, t) of token ids, cut from a stream of documents."""
     stream = _stream(world, tokenizer, source.drills, random.Random(f"pretraining {source.seed}"))
     while True:
         yield torch.tensor([[next(stream) for _ in range(source.length)] for _ in range(source.batch_size)])
@@ -88,5 +108,5 @@ def _stream(world: World, tokenizer: PreTrainedTokenizerBase, drills: float, rng
 
 
 def _drill(vocabulary: int, rng: random.Random) -> list[int]:
-    """Random pieces, twice: so that every piece gets an embedding, whatever the text says."""
+    """Some random pieces, twice over: to predict the second half the model needs an embedding of every piece."""
     return 2 * rng.choices(range(len(SPECIAL) + BYTES, vocabulary), k=rng.randint(3, 12))

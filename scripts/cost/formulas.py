@@ -1,86 +1,19 @@
-"""Memory and floating-point operations of a cell, from shapes and counts alone; pure functions, bytes and FLOPs.
+"""Memory and floating-point operations of a cell, from counts alone: pure functions, in bytes and FLOPs.
 
-Letters as in the paper: L blocks, h hidden size, r rank; besides, f inner size and V vocabulary.
+Letters: L blocks, h hidden size, V vocabulary, f width of the inner layer of a block, r rank.
 docs/tables.md compares the memory model with measured peaks and states its error.
 """
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+
+from scripts.cost.architecture import Adapter, Architecture
 
 GIB = 2**30
 MASTER_BYTES = 4  # adapter weights, gradients and both Adam moments are float32
 LOGIT_BYTES = 12  # per logit: 16-bit logits (2), float32 log-softmax (4) and its gradient (4), 16-bit gradient (2)
 COMPUTE_BYTES = 2  # matrix products and the evaluated model are 16-bit
 KEPT_BYTES = 4  # what is not quantized (embeddings, head, norms) trains in float32, and so does the residual stream
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """The dimensions that counts and costs depend on."""
-
-    vocab: int
-    hidden: int
-    inner: int
-    blocks: int
-    heads: int
-    kv_heads: int
-    tied: bool = False
-
-    @classmethod
-    def of(cls, config: Mapping[str, Any] | None) -> "Architecture":
-        """From the LlamaConfig arguments of `configs/model`. Raises ValueError where that file gives none."""
-        if config is None:
-            raise ValueError(
-                "This model's config has no `architecture`; costs need its dimensions (see configs/model)."
-            )
-        return cls(
-            vocab=config["vocab_size"],
-            hidden=config["hidden_size"],
-            inner=config["intermediate_size"],
-            blocks=config["num_hidden_layers"],
-            heads=config["num_attention_heads"],
-            kv_heads=config["num_key_value_heads"],
-            tied=config.get("tie_word_embeddings", False),
-        )
-
-    @property
-    def kv(self) -> int:
-        """Width of a key or value projection."""
-        return self.hidden * self.kv_heads // self.heads
-
-    @property
-    def linears(self) -> dict[str, tuple[int, int]]:
-        """In- and out-features of the seven linear layers of a block."""
-        h, f, kv = self.hidden, self.inner, self.kv
-        return {
-            "q_proj": (h, h), "k_proj": (h, kv), "v_proj": (h, kv), "o_proj": (h, h),
-            "gate_proj": (h, f), "up_proj": (h, f), "down_proj": (f, h),
-        }  # fmt: skip
-
-    @property
-    def linear_weights(self) -> int:
-        """Weights that are quantized: the linear layers of all blocks."""
-        return self.blocks * sum(i * o for i, o in self.linears.values())
-
-    @property
-    def other_weights(self) -> int:
-        """Weights that are not quantized: embeddings, head, norms."""
-        return self.vocab * self.hidden * (1 if self.tied else 2) + (2 * self.blocks + 1) * self.hidden
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """What a method adds: trainable and frozen parameters, the rank at which it computes, the layers it sits on."""
-
-    trainable: int
-    rank: int
-    targets: tuple[str, ...]
-    frozen: int = 0  # VeRA's shared random matrices
-
-    def width(self, model: Architecture) -> int:
-        """Sum over the targets of one block of in- plus out-features."""
-        return sum(sum(model.linears[name]) for name in self.targets)
+DROPPED_BYTES = 6  # per input of an adapted layer: the float32 mask of its dropout (4) and the 16-bit product (2)
 
 
 @dataclass(frozen=True)
@@ -103,21 +36,40 @@ class Memory:
 
 
 def quantization_bits(double: bool) -> float:
-    """Bits per weight of the quantization state: one scale per 64 weights, in float32, or in 8 bits with a float32
-    scale per 256 of them (double quantization, QLoRA)."""
+    """Bits per weight of the quantization state.
+
+    There is one scale per 64 weights. It is a float32; with double quantization it has 8 bits, and 256 scales share a
+    float32 (QLoRA, section 3).
+    """
     return 8 / 64 + 32 / (64 * 256) if double else 32 / 64
 
 
-def block_activations(model: Architecture, adapter: Adapter, tokens: int) -> float:
-    """Bytes that one block keeps for its backward pass under bf16 autocast.
+def quantized_bytes(model: Architecture, double: bool) -> float:
+    """Bytes of the linear layers in 4 bits, with their quantization state."""
+    return model.linear_weights * (4 + quantization_bits(double)) / 8
 
-    Counted with torch's saved-tensor hooks on a 4-bit Llama with LoRA on all seven layers: norms, rotated queries and
-    keys, attention, gated product, and the dropped-out input of every adapted layer (48h + 4kv + 18f per token); per
-    adapted layer the r-wide product, and the 16-bit copies of its two factors.
+
+def block_activations(model: Architecture, adapter: Adapter, tokens: int) -> float:
+    """Bytes that one block keeps for its backward pass, under bf16 autocast on a 4-bit base; a mean over the blocks.
+
+    Per token: the input of each norm; queries, keys, values and the attention's result in 16 bits; what the inner
+    layers write, and their gated product; the masked input of each adapted layer and its product of width r. Per
+    adapted layer also 16-bit copies of its two factors. With LoRA on all layers of a Llama, the first three and the
+    masked inputs come to 48h + 4kv + 18f per token.
+
+    tests/scripts/cost/test_activations.py counts saved tensors on a CPU: nine families agree within 2%. A GPU keeps a
+    dropout mask in one byte instead of four, so there the number is an upper bound.
     """
-    base = 48 * model.hidden + 4 * model.kv + 18 * model.inner
-    products = COMPUTE_BYTES * adapter.rank * len(adapter.targets)
-    return tokens * (base + products) + COMPUTE_BYTES * adapter.rank * adapter.width(model)
+    inner_outputs = model.inner_outputs
+    gated_product = model.inner if inner_outputs > model.inner else 0
+    per_token = (
+        KEPT_BYTES * model.norms / model.blocks
+        + COMPUTE_BYTES * (2 * model.attention + 2 * model.kv)
+        + KEPT_BYTES * (inner_outputs + gated_product)
+        + DROPPED_BYTES * adapter.inputs / model.blocks
+        + COMPUTE_BYTES * adapter.rank * adapter.count / model.blocks
+    )
+    return tokens * per_token + COMPUTE_BYTES * adapter.rank * adapter.width / model.blocks
 
 
 def training_memory(
@@ -144,14 +96,15 @@ def training_memory(
 
 
 def training_flops(model: Architecture, adapter: Adapter, *, tokens: int, length: int, checkpointing: bool) -> float:
-    """FLOPs of forward and backward over `tokens` tokens in sequences of `length`.
+    """FLOPs of forward and backward over `tokens` tokens in sequences of `length`; a multiply-add is 2.
 
-    A multiply-add is 2. The frozen base needs gradients of its inputs only, so its backward costs as much as its
-    forward (the adapter's twice as much); checkpointing adds one more forward of the blocks.
+    The frozen base needs gradients of its inputs only, so its backward costs as much as its forward. The adapter's
+    costs twice as much. Checkpointing adds one more forward of the blocks. Attention counts in full: models whose
+    blocks look at a window only take less.
     """
     linear = 2 * model.linear_weights
-    attention = 2 * model.blocks * model.hidden * length  # scores and values, causal: half of 4Lhs
-    low_rank = 2 * model.blocks * adapter.rank * adapter.width(model)
+    attention = 2 * model.blocks * model.attention * length  # scores and values; causal, so half of all pairs
+    low_rank = 2 * adapter.rank * adapter.width
     head = 2 * model.vocab * model.hidden
     forward = linear + attention + low_rank
     backward = linear + 2 * attention + 2 * low_rank
@@ -159,36 +112,37 @@ def training_flops(model: Architecture, adapter: Adapter, *, tokens: int, length
 
 
 def generation_flops(model: Architecture, adapter: Adapter | None, *, prompt: float, new: float) -> tuple[float, float]:
-    """FLOPs to read one prompt of `prompt` tokens and to write `new` tokens after it, without prefix caching."""
+    """FLOPs to read one prompt of `prompt` tokens, and to write `new` tokens after it; without prefix caching."""
     weights = model.linear_weights + model.vocab * model.hidden
-    low_rank = model.blocks * adapter.rank * adapter.width(model) if adapter else 0
+    low_rank = adapter.rank * adapter.width if adapter else 0
     per_token = 2 * (weights + low_rank)
-    attention = 2 * model.blocks * model.hidden
+    attention = 2 * model.blocks * model.attention
     return prompt * (per_token + attention * prompt), new * (per_token + 2 * attention * (prompt + new / 2))
 
 
 def kv_bytes(model: Architecture, tokens: float) -> float:
-    """Bytes of the key-value cache of `tokens` tokens, 16-bit."""
+    """Bytes of the key-value cache of `tokens` tokens, 16-bit; without the savings of attention windows."""
     return 2 * COMPUTE_BYTES * model.blocks * model.kv * tokens
 
 
 def evaluation_weights(model: Architecture, adapter: Adapter | None) -> float:
     """Bytes of the dequantized 16-bit base and one adapter as LoRA."""
-    low_rank = model.blocks * adapter.rank * adapter.width(model) if adapter else 0
-    return COMPUTE_BYTES * (model.linear_weights + model.other_weights + low_rank)
-
-
-def vera_rank(model: Architecture, trainable: int) -> int:
-    """The largest VeRA rank within `trainable` parameters: per layer it trains r (d) and the out-features (b)."""
-    layers = model.blocks * len(model.linears)
-    scales = model.blocks * sum(out for _, out in model.linears.values())
-    return (trainable - scales) // layers
+    low_rank = adapter.rank * adapter.width if adapter else 0
+    return COMPUTE_BYTES * (model.weights + low_rank)
 
 
 def vera_adapter(model: Architecture, rank: int) -> Adapter:
-    """VeRA on all seven layers; its two frozen matrices are as wide as the widest layer."""
-    widest_in = max(i for i, _ in model.linears.values())
-    widest_out = max(o for _, o in model.linears.values())
-    scales = sum(out for _, out in model.linears.values())
-    trainable = model.blocks * (rank * len(model.linears) + scales)
-    return Adapter(trainable, rank, tuple(model.linears), frozen=rank * (widest_in + widest_out))
+    """VeRA on all linear layers of the blocks, each of which trains d of width r and b as wide as its output.
+
+    Its two frozen matrices are shared, and as wide as the widest layer.
+    """
+    layers = model.linears
+    widest = max(linear.inputs for linear in layers) + max(linear.outputs for linear in layers)
+    trainable = sum(linear.count * (rank + linear.outputs) for linear in layers)
+    return Adapter(trainable, rank, layers, frozen=rank * widest)
+
+
+def vera_rank(model: Architecture, trainable: int) -> int:
+    """The largest VeRA rank within `trainable` parameters."""
+    scales = vera_adapter(model, 0)
+    return (trainable - scales.trainable) // scales.count

@@ -5,35 +5,35 @@ from collections.abc import Sequence
 import pandas as pd
 from omegaconf import DictConfig
 
-from scripts.cost import formulas as costs
-from scripts.cost.formulas import GIB, Architecture
 from scripts.cost.gpu import Gpu
 from scripts.cost.plan import Plan
 
 
 def render(cfg: DictConfig, found: Plan) -> str:
     """The plan as text."""
-    pd.options.display.width = 250
-    pd.options.display.max_columns = 40
-    gpus, model = [Gpu.of(str(text)) for text in cfg.gpus], Architecture.of(cfg.model.architecture)
+    gpus = Gpu.all(cfg.gpus)
+    lengths = "of the data" if cfg.data else "published sizes, every training example as long as allowed"
     parts = [
         f"{cfg.table.title}: plan for profile {cfg.profile}, {cfg.model.name}",
         "Training memory, GiB (peak: what has to fit at once)",
-        found.memory.to_string(index=False, float_format="{:.2f}".format),
-        f"Evaluation on the 16-bit model ({costs.evaluation_weights(model, None) / GIB:.1f} GiB)",
-        found.evaluation.to_string(index=False, float_format="{:.2f}".format),
+        _table(found.memory),
+        f"Evaluation on the 16-bit model ({found.weights:.1f} GiB)",
+        _table(found.evaluation),
         "Cells",
-        found.cells.to_string(index=False, float_format="{:.2f}".format),
+        _table(found.cells),
         _totals(found.cells, gpus),
-        "Assumed shares of the peak rate: "
-        + "; ".join(f"{g.name} training {g.training}, prefill {g.prefill}, decode {g.decode}" for g in gpus)
-        + ". Answers count at full length and prompts without prefix cache.",
-        "Lengths: "
-        + ("of the data" if cfg.data else "published sizes, every training example as long as allowed")
-        + ".",
-        *(f"WARNING: {warning}" for warning in found.warnings),
+        f"Disk still needed, {found.disk.GiB.sum():.1f} GiB in all",
+        _table(found.disk),
+        "Shares of the peak rate, assumed unless marked: " + "; ".join(gpu.shares() for gpu in gpus) + ".",
+        "Answers count at full length, and prompts without prefix cache.",
+        f"Lengths: {lengths}.",
+        *(f"WARNING: {caution}" for caution in found.cautions),
     ]
     return "\n\n".join(parts)
+
+
+def _table(frame: pd.DataFrame) -> str:
+    return frame.to_string(index=False, float_format="{:.2f}".format, line_width=250)
 
 
 def _totals(cells: pd.DataFrame, gpus: Sequence[Gpu]) -> str:

@@ -1,4 +1,4 @@
-"""What there is to read and to write: lengths of examples and prompts."""
+"""What a table reads and writes: how many examples and prompts there are, and how long they are."""
 
 import logging
 from dataclasses import dataclass
@@ -12,22 +12,22 @@ from scripts.config import compose
 
 log = logging.getLogger(__name__)
 
-STAND_IN_TOKENIZER = "smollm2_135m"  # where the model's own cannot be had; installed by `make setup`
+STAND_IN = "smollm2_135m"  # a model of configs/model, whose tokenizer `make setup` installs
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What a benchmark asks of a model: items, tokens per prompt (mean and longest), tokens and samples per answer."""
+    """What a benchmark asks of a model."""
 
     items: int
-    prompt: float
-    longest: int
-    new: int
-    samples: int
+    prompt: float  # mean tokens
+    longest: int  # prompt, tokens
+    new: int  # tokens of an answer, at most; 0 where letters are scored
+    samples: int  # answers per item
 
 
 def mean_length(cfg: DictConfig, dataset: DictConfig, tokenizer: Any) -> float:
-    """Mean tokens of the prepared examples of a training set; without its data, the cut-off: an upper bound."""
+    """Mean tokens of the prepared examples of a training set; without its data `trainer.max_length`, an upper bound."""
     from data_prep.prepare import prepare
 
     limit = float(cfg.trainer.max_length)
@@ -47,7 +47,7 @@ def mean_length(cfg: DictConfig, dataset: DictConfig, tokenizer: Any) -> float:
 
 
 def workload(cfg: DictConfig, name: str, tokenizer: Any) -> Workload:
-    """A benchmark's real prompts where the data is there, else its published size and typical lengths."""
+    """The benchmark's real prompts where the data is there; else its `published` numbers."""
     config = cfg.benchmark[name]
     new = 0 if config.get("letters") else config.max_new_tokens
     samples = config.get("samples", 1)
@@ -73,26 +73,35 @@ def _prompts(cfg: DictConfig, name: str, tokenizer: Any) -> tuple[int, float, in
     return len(items), fmean(lengths), max(lengths)
 
 
-def load_tokenizer(cfg: DictConfig) -> Any:
-    """The model's tokenizer, or a stand-in where a hub model's is not on this machine; None without data.
+def plan_tokenizer(cfg: DictConfig) -> Any:
+    """The model's tokenizer, without its weights; None without data, whose lengths it would count.
 
-    A plan downloads nothing.
+    A plan downloads nothing. Where a hub model's tokenizer is not on this machine, SmolLM2's stands in for it.
+    Raises FileNotFoundError if that is not installed, ValueError for an unknown kind of source.
     """
     if cfg.data is None:
         return None
-    from scripts.cell import base_model
+    if cfg.model.source.kind == "generated":
+        from scripts.cell.pretraining import micro_tokenizer
 
-    if cfg.model.source.kind == "hub":
-        from transformers import AutoTokenizer
+        return micro_tokenizer(cfg.model)
+    try:
+        return _stored_tokenizer(cfg.model.source)
+    except OSError:
+        if cfg.model.source.kind != "hub":
+            raise
+        log.warning("The tokenizer of %s is not on this machine; lengths are %s's.", cfg.model.name, STAND_IN)
+        return _stored_tokenizer(compose([f"model={STAND_IN}"]).model.source)
 
-        try:
-            return AutoTokenizer.from_pretrained(
-                cfg.model.source.repo, revision=cfg.model.source.revision, local_files_only=True
-            )
-        except OSError:
-            log.warning(
-                "The tokenizer of %s is not on this machine; lengths are %s's.", cfg.model.name, STAND_IN_TOKENIZER
-            )
-            stand_in = compose([f"model={STAND_IN_TOKENIZER}"]).model
-            return base_model.load_tokenizer(stand_in, cfg.cache_dir)
-    return base_model.load_tokenizer(cfg.model, cfg.cache_dir)
+
+def _stored_tokenizer(source: DictConfig) -> Any:
+    from transformers import AutoTokenizer
+
+    if source.kind == "hub":
+        return AutoTokenizer.from_pretrained(source.repo, revision=source.revision, local_files_only=True)
+    if source.kind == "local":
+        return AutoTokenizer.from_pretrained(source.path)
+    from scripts.cell.base_model import gguf_file
+
+    path = gguf_file(source)
+    return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)

@@ -1,7 +1,7 @@
 """Measures the peak memory of real 4-bit training steps on this CPU: `python peak_memory.py '<json of sizes>'`.
 
-A process of its own, because a process' peak cannot be told apart from what ran in it before. Prints bytes above the
-resident size before the model was loaded.
+It runs as a process of its own, because a process keeps only one peak, and what ran before counts in it. It prints
+the bytes above the resident size before the model was loaded.
 """
 
 import json
@@ -12,9 +12,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
-
-TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 
 def status(field: str) -> int:
@@ -32,7 +30,7 @@ def load(folder: str, rank: int, checkpointing: bool) -> torch.nn.Module:
     )
     base = AutoModelForCausalLM.from_pretrained(folder, quantization_config=quantization, dtype=torch.bfloat16)
     base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
-    model = get_peft_model(base, LoraConfig(r=rank, lora_alpha=16, lora_dropout=0.1, target_modules=TARGETS))
+    model = get_peft_model(base, LoraConfig(r=rank, lora_alpha=16, lora_dropout=0.1, target_modules="all-linear"))
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model.train()
@@ -52,7 +50,9 @@ def step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, tokens: torch
 def main(architecture: dict, rank: int, batch: int, length: int, checkpointing: bool) -> None:
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        LlamaForCausalLM(LlamaConfig(**architecture)).to(torch.bfloat16).save_pretrained(folder)
+        AutoModelForCausalLM.from_config(AutoConfig.for_model(**architecture)).to(torch.bfloat16).save_pretrained(
+            folder
+        )
         model = load(folder, rank, checkpointing)
         del model  # the libraries are loaded and warm now
         before = status("VmRSS")

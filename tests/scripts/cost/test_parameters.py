@@ -5,8 +5,9 @@ import sys
 
 import pytest
 
+from scripts import params
 from scripts.config import choices, compose
-from scripts.cost import parameters as params
+from scripts.cost.parameters import trainable_parameters
 
 LLAMA2_7B = {
     "lora_r2": 4_997_120,
@@ -34,7 +35,7 @@ LLAMA2_7B = {
 
 
 def count(*overrides):
-    return params.trainable_parameters(compose(overrides))
+    return trainable_parameters(compose(overrides))
 
 
 def test_command_prints_the_count_of_every_method_as_json(monkeypatch, capsys):
@@ -62,3 +63,19 @@ def test_mos_has_the_budget_of_lora_whatever_its_rank_shards_and_private_rank(se
 def test_a_rank_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="r=512 needs"):
         count("model=smollm2_135m", "method=mos", "method.r=512")
+
+
+def test_a_folder_has_a_count_for_every_method_or_the_reason_why_it_does_not_fit(monkeypatch, capsys, tiny_checkpoint):
+    monkeypatch.setattr(sys, "argv", ["params", "model=local", f"model.source.path={tiny_checkpoint}"])
+    params.main()
+    rows = {row.pop("method"): row for row in json.loads(capsys.readouterr().out)}
+    lora = 2 * (2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 128))  # two blocks, rank 1
+    assert rows["lora_r2"] == {"trainable_parameters": 2 * lora}
+    assert rows["pure_sharing"] == {"trainable_parameters": 2 * lora}
+    assert "r=8 needs 28 different public shards" in rows["mos_r8"]["does_not_fit"]
+
+
+def test_a_folder_that_is_none_is_one_sentence(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["params", "model=local", f"model.source.path={tmp_path}"])
+    with pytest.raises(SystemExit, match=f"error: model.source.path={tmp_path} holds no config.json"):
+        params.main()
