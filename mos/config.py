@@ -33,6 +33,10 @@ class MosConfig(LowRankConfig):
     random_scaling: bool = field(default=False, metadata={"help": "Scale each vector pair by a frozen normal number"})
     scale_mean: float = field(default=0.0, metadata={"help": "Mean of the random scales"})
     scale_std: float = field(default=1.0, metadata={"help": "Standard deviation of the random scales"})
+    target_parameters: list[str] | None = field(
+        default=None,
+        metadata={"help": "Name endings of parameters to adapt, such as mlp.experts.down_proj; experts are blocks"},
+    )
     fan_in_fan_out: bool = field(
         default=False, metadata={"help": "Accepted as for LoRA; the layout is read off the layer's class"}
     )
@@ -44,6 +48,9 @@ class MosConfig(LowRankConfig):
         e, p = self.equivalent_rank, self.private_rank
         if not 0 <= p <= e:
             raise ValueError(f"private_rank={p} must be in [0, equivalent_rank={e}].")
+        if isinstance(self.target_parameters, str):
+            raise ValueError(f"target_parameters={self.target_parameters!r} must be a list of names.")
+        self.check_parameters()
         if self.scale_std < 0:
             raise ValueError(f"scale_std={self.scale_std} must not be negative.")
         if self.r is None and p:
@@ -54,4 +61,12 @@ class MosConfig(LowRankConfig):
             raise ValueError(
                 f"private_rank={p} equals equivalent_rank, which leaves no public shard: r={self.r} must be {e} too "
                 "(MoS is LoRA then). Set r, or lower private_rank."
+            )
+
+    def check_parameters(self) -> None:
+        """Raises ValueError if there are `target_parameters` that the other settings cannot go with."""
+        if self.target_parameters and self.dropout:
+            raise ValueError(
+                f"dropout={self.dropout} cannot act on target_parameters={sorted(self.target_parameters)}: the update "
+                "is added to the weights. Set dropout=0, or name target_modules without them."
             )

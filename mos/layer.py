@@ -38,16 +38,19 @@ class Pool(Weight):
 
 
 class Group:
-    """The layers of one type, which share pools: how large these are, and the layers built so far."""
+    """The layers of one type, which share pools: how large these are, and the layers built so far.
 
-    def __init__(self, layout: PoolLayout) -> None:
+    layers: how many there are; fewer than blocks if a layer holds several (experts)
+    """
+
+    def __init__(self, layout: PoolLayout, layers: int) -> None:
         self.layout = layout
         self.layers: list[MosLayer] = []
-        self.collector = Collector(layout.blocks)
+        self.collector = Collector(layers)
 
 
 class Place(NamedTuple):
-    """Where a layer stands in its group: its name, and its block k."""
+    """Where a layer stands in its group: its name, and its block k (the first, if it holds several)."""
 
     name: str
     block: int

@@ -1,6 +1,5 @@
 """Adding MoS to a model: which layers share pools, and who hosts them."""
 
-from collections import defaultdict
 from typing import Any, cast
 
 import torch
@@ -11,30 +10,12 @@ from torch import Tensor, nn
 
 from mos.common.model import LINEAR_LAYERS, LLAMA_LIKE, LowRankModel
 from mos.common.parameters import Weight
-from mos.common.private import in_out_features
 from mos.config import MosConfig
+from mos.experts import ParamWrapper
 from mos.files import compact
-from mos.layer import Group, MosLayer, MosLinear, Place
-from mos.names import block_numbers, layer_type
-from mos.shards import PoolLayout
-
-
-def plan(config: MosConfig, targets: dict[str, nn.Module]) -> dict[str, Place]:
-    """Group the targeted base layers by type and width, and number the blocks of each group.
-
-    Raises ValueError, before anything is changed, for a group whose pools cannot be built with these settings.
-    """
-    names_of_type = defaultdict(list)
-    for name, layer in targets.items():
-        names_of_type[layer_type(name), *in_out_features(layer)].append(name)
-    places = {}
-    for (kind, in_features, out_features), names in names_of_type.items():
-        layout = PoolLayout(len(names), config.equivalent_rank, config.shards_per_vector, config.private_rank, config.r)
-        layout.check(kind, in_features, out_features)
-        names.sort(key=block_numbers)
-        group = Group(layout)
-        places.update({name: Place(name, block, group) for block, name in enumerate(names)})
-    return places
+from mos.layer import MosLayer, MosLinear, Place
+from mos.names import layer_type
+from mos.targets import parameters, plan, resolve_all_linear
 
 
 class MosModel(LowRankModel):
@@ -47,7 +28,7 @@ class MosModel(LowRankModel):
     ) | dict.fromkeys(LLAMA_LIKE, LINEAR_LAYERS)
 
     def check_targets(self, config: MosConfig, targets: dict[str, nn.Module]) -> None:
-        self.places = plan(config, targets)
+        self.places = plan(config, targets, parameters(config, self.model))
 
     def new_layer(self, target: nn.Module, parameter_name: str | None) -> MosLayer:
         return MosLinear(target, **get_quantization_kwargs(self.model))
@@ -55,7 +36,17 @@ class MosModel(LowRankModel):
     def shared(self, adapter_name: str, key: str, layer: MosLayer) -> Place:
         return self.places[key]
 
+    def _prepare_adapter_config(self, peft_config: Any, model_config: Any) -> Any:
+        """As for LoRA: `target_parameters` alone will do where the architecture has no default layers."""
+        alone = peft_config.target_parameters and peft_config.target_modules is None
+        if alone and model_config["model_type"] not in self.target_module_mapping:
+            peft_config.target_modules = set()
+        return super()._prepare_adapter_config(peft_config, model_config)
+
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        if kwargs.get("state_dict") is None:  # whose keys say what is adapted otherwise
+            resolve_all_linear(self.mos_config(adapter_name), model)
+        self._check_same_parameters(adapter_name)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         self._take_choice(model, adapter_name)
         self.places.clear()  # layers must stay reachable through the model only, for copies and unloading
@@ -73,6 +64,44 @@ class MosModel(LowRankModel):
                 for other in twins:
                     if other in layer.mos_index and layer.mos_index[other].shape == layer.mos_index[adapter].shape:
                         layer.take_choice(adapter, other)
+
+    def mos_config(self, adapter: str) -> MosConfig:
+        """The settings of an adapter (`config` is the base model's)."""
+        return cast(MosConfig, self.peft_config[adapter])
+
+    def _check_same_parameters(self, adapter: str) -> None:
+        """Raises ValueError if another adapter targets other parameters: names in a file depend on their nesting."""
+        own = set(self.mos_config(adapter).target_parameters or ())
+        for name in self.peft_config:
+            theirs = set(self.mos_config(name).target_parameters or ())
+            if own and theirs and own != theirs:
+                raise ValueError(
+                    f"All adapters of a model must target the same set of parameters, but '{adapter}' targets "
+                    f"{sorted(own)} and '{name}' {sorted(theirs)}. Give both the same target_parameters."
+                )
+
+    def _create_and_replace(
+        self,
+        peft_config: Any,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        if parameter_name and not (isinstance(target, ParamWrapper) and target.parameter_name == parameter_name):
+            wrapper = ParamWrapper(target, parameter_name)
+            self._replace_module(parent, target_name, wrapper, target)
+            target = wrapper
+        super()._create_and_replace(peft_config, adapter_name, target, target_name, parent, current_key)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        """PEFT looks for a weight of what a wrapper is replaced by; modules with several parameters have none."""
+        if isinstance(child, ParamWrapper):
+            setattr(parent, child_name, new_module)
+        else:
+            super()._replace_module(parent, child_name, new_module, child)
 
     @classmethod
     def _get_adapter_state_dict(
