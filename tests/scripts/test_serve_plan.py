@@ -11,7 +11,8 @@ from mos_vllm.stack import Stack
 from scripts.cell.shapes import meta_model
 from scripts.config import CONFIGS
 from scripts.cost.serving import Gpu, LayerType, factors, indices, layer_types, plan, pools
-from scripts.serve_plan import main, parse_gpu
+from scripts.cost.serving_text import parse_gpu
+from scripts.serve_plan import main
 
 NODE = Gpu("node", 140e9, 4.8e12, 50e9, 8)
 
