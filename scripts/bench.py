@@ -1,7 +1,8 @@
 """Time and memory of MoS against PEFT's LoRA of the same rank, as ratios MoS / LoRA, in one process: `make bench`.
 
 The two take turns, in alternating order, and each ratio is of two neighbouring runs, so that a machine that becomes
-slower or faster meanwhile changes none of them; the table has the medians. Some 20 minutes on two cores.
+slower or faster meanwhile changes none of them. The table has the medians with 95% intervals. Some 30 minutes on two
+cores, which must be idle otherwise.
 """
 
 import os
@@ -24,9 +25,9 @@ def main() -> None:
     for base in ("float32", "NF4"):
         for size in GRID:
             with tempfile.TemporaryDirectory() as folder:
-                ratios = measure(base, size, Path(folder))
+                cells = measure(base, size, Path(folder))
             lead = (base, size.hidden, f"{size.batch}x{size.length}", size.shards, size.blocks, size.rank)
-            print(f"| {' | '.join(map(str, lead))} | {' | '.join(f'{r:.3f}' for r in ratios)} |", flush=True)
+            print(f"| {' | '.join(map(str, lead))} | {' | '.join(cells)} |", flush=True)
     print(f"\nFile of LLaMA2-7B's adapter in bfloat16, over 2 bytes per trainable parameter: {file_size():.4f}")
     times = (f"{method} {construction(method):.1f} s" for method in METHODS)
     print(f"Construction on 80 blocks of LLaMA2-70B's shapes: {', '.join(times)}")

@@ -49,10 +49,7 @@ def running_ddp() -> DistributedDataParallel | None:
 
 
 def offload_hook(module: nn.Module) -> Any | None:
-    """The hook by which accelerate offloads the weights of `module`, or None.
-
-    `weights_map` of the hook maps the names of the weights to their values, and `execution_device` is where they run.
-    """
+    """The hook by which accelerate offloads the weights of `module`, or None; `execution_device` is where they run."""
     hook = getattr(module, "_hf_hook", None)
     return hook if getattr(hook, "offload", False) else None
 

@@ -1,10 +1,12 @@
 """Time and memory of MoS against PEFT's LoRA of the same rank, as ratios MoS / LoRA."""
 
+import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from itertools import accumulate
 from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -19,7 +21,16 @@ from mos.common.model import LINEAR_LAYERS
 from scripts.cell.base_model import in_training_layout
 
 METHODS = ("lora", "mos")
-COLUMNS = ("training step", "its memory", "inference, unmerged", "merged", "loading")
+COLUMNS = (
+    "training step",
+    "its memory",
+    "prefill",
+    "decode",
+    "prefill, kept factors",
+    "decode, kept factors",
+    "prefill, merged",
+    "loading",
+)
 BUDGET = 8  # trainable parameters of MoS: those of LoRA at this rank
 SECONDS = 3.0  # for the pairs of runs of one cell
 NF4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": "float32"}
@@ -56,22 +67,36 @@ GRID = (  # the first, others that differ from it in one respect, and one in all
 )
 
 
-def measure(base: str, size: Size, folder: Path) -> list[float]:
-    """The ratios MoS / LoRA of one size, in the order of `COLUMNS`; `folder` is for base model and adapters."""
+class Ratio(NamedTuple):
+    """A median of ratios MoS / LoRA with its 95% interval."""
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def measure(base: str, size: Size, folder: Path) -> list[str]:
+    """The cells of one size, in the order of `COLUMNS`; `folder` is for base model and adapters."""
     make_base(base, size, folder)
     memory = peak_memory("mos", size, folder) / peak_memory("lora", size, folder)
     models = {method: adapted(method, size, folder) for method in METHODS}
     training = ratio({method: training_step(model, size) for method, model in models.items()})
-    inference = {method: inference_step(model.eval(), size) for method, model in models.items()}
-    unmerged = ratio(inference)
+    prefill = {method: prefill_step(model.eval(), size) for method, model in models.items()}
+    decode = {method: decode_step(model, size) for method, model in models.items()}
+    inference = [ratio(prefill), ratio(decode)]
+    with mos.kept_factors(models["mos"]):
+        inference += [ratio(prefill), ratio(decode)]
     loading = ratio({method: loading_step(method, model, size, folder) for method, model in models.items()})
     for model in models.values():
         model.merge_adapter()
-    return [training, memory, unmerged, ratio(inference), loading]
+    return [str(training), f"{memory:.3f}", *map(str, inference), str(ratio(prefill)), str(loading)]
 
 
-def ratio(steps: dict[str, Callable[[], None]]) -> float:
-    """The median of MoS's time over LoRA's, of as many pairs of runs as fit into `SECONDS`, at least two.
+def ratio(steps: dict[str, Callable[[], None]]) -> Ratio:
+    """MoS's time over LoRA's, of as many pairs of runs as fit into `SECONDS`, at least two.
 
     Their number is even, so that as many pairs begin with either. The first run of each is not measured: it is slower.
     """
@@ -83,7 +108,18 @@ def ratio(steps: dict[str, Callable[[], None]]) -> float:
         order = METHODS if len(ratios) % 2 else METHODS[::-1]
         times = {method: duration(steps[method]) for method in order}
         ratios.append(times["mos"] / times["lora"])
-    return statistics.median(ratios)
+    return summary(ratios)
+
+
+def summary(ratios: Sequence[float]) -> Ratio:
+    """The median and its interval by order statistics, which assumes no distribution: all of them, if they are few.
+
+    The true median lies below the k-th smallest of n values with the probability of fewer than k heads in n throws.
+    """
+    n, ordered = len(ratios), sorted(ratios)
+    tails = accumulate(math.comb(n, heads) / 2**n for heads in range(n))
+    outside = max(sum(tail <= 0.025 for tail in tails) - 1, 0)
+    return Ratio(statistics.median(ordered), ordered[outside], ordered[n - 1 - outside])
 
 
 def duration(step: Callable[[], object]) -> float:
@@ -140,12 +176,27 @@ def training_step(model: PeftModel, size: Size) -> Callable[[], None]:
     return step
 
 
-def inference_step(model: PeftModel, size: Size) -> Callable[[], None]:
+def prefill_step(model: PeftModel, size: Size) -> Callable[[], None]:
+    """One forward pass over all tokens."""
     ids = token_ids(size)
 
     @torch.no_grad()
     def step() -> None:
         model(ids)
+
+    return step
+
+
+@torch.no_grad()
+def decode_step(model: PeftModel, size: Size) -> Callable[[], None]:
+    """One more token for each row of the batch, with a cache of `length` tokens."""
+    ids = token_ids(size)
+    cache = model(ids, use_cache=True).past_key_values
+
+    @torch.no_grad()
+    def step() -> None:
+        model(ids[:, :1], past_key_values=cache)
+        cache.crop(size.length)
 
     return step
 

@@ -77,7 +77,7 @@ def test_offload_hook():
     layer = nn.Linear(2, 2)
     assert private.offload_hook(layer) is None
     assert not private.is_offloaded(layer)
-    cpu_offload(layer, torch.device("cpu"))
+    cpu_offload(nn.Sequential(layer), torch.device("cpu"))
     assert private.is_offloaded(layer)
     assert private.offload_hook(layer).execution_device == torch.device("cpu")
     assert not private.is_detached_by_peft(layer)
@@ -127,7 +127,6 @@ HOOKS = (
     "_check_target_module_exists",
     "_create_and_replace",
     "_replace_module",
-    "_enable_peft_forward_hooks",
     "_remove_adapter_name_from_key",
     "_get_adapter_state_dict",
     "_remap_adapter_state_dict_for_load",

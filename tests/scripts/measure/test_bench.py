@@ -1,5 +1,7 @@
 """The bench on a size of no interest: its ratios are those of its steps, and each column does what it says."""
 
+import statistics
+
 import pytest
 import torch
 
@@ -25,7 +27,7 @@ def test_a_drifting_machine_does_not_change_a_ratio(clock):
         clock[0] += cost * 1.2 ** len(runs)
 
     steps = {"lora": lambda: step("lora", 0.01), "mos": lambda: step("mos", 0.015)}
-    assert bench.ratio(steps) == pytest.approx(1.5, rel=0.02)
+    assert bench.ratio(steps).median == pytest.approx(1.5, rel=0.02)
     measured = runs[2:]  # after one of each that is not
     assert measured[:4] == ["mos", "lora", "lora", "mos"]
     assert len(measured) % 4 == 0
@@ -38,17 +40,24 @@ def test_a_long_step_is_measured_twice_and_its_first_run_not(clock):
         runs.append(1)
         clock[0] += 100 if len(runs) > 2 else 900 / len(runs)
 
-    assert bench.ratio({"lora": step, "mos": step}) == 1
+    assert bench.ratio({"lora": step, "mos": step}).median == 1
     assert len(runs) == 2 + 4
+
+
+@pytest.mark.parametrize(("count", "outside"), [(2, 0), (5, 0), (6, 0), (10, 1), (20, 5), (100, 39)])
+def test_the_interval_of_a_median(count, outside):
+    """The ranks that a table of the sign test gives for 95%: the interval leaves out `outside` values at each end."""
+    ratio = bench.summary([float(i) for i in reversed(range(count))])
+    assert ratio == (statistics.median(range(count)), outside, count - 1 - outside)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("base", ["float32", "NF4"])
 def test_every_column_is_measured(monkeypatch, tmp_path, base):
     monkeypatch.setattr(bench, "SECONDS", 0.2)
-    ratios = dict(zip(bench.COLUMNS, bench.measure(base, TINY, tmp_path), strict=True))
-    assert all(ratio > 0 for ratio in ratios.values())
-    assert 0.9 < ratios["its memory"] < 1.1  # of a process that holds little else
+    cells = dict(zip(bench.COLUMNS, bench.measure(base, TINY, tmp_path), strict=True))
+    assert all(float(cell.split()[0]) > 0 for cell in cells.values())
+    assert 0.9 < float(cells["its memory"]) < 1.1  # of a process that holds little else
 
 
 def test_both_methods_train_the_same_base(tmp_path):
