@@ -247,15 +247,3 @@ def is_current(model: LoRAModel, request: LoRARequest) -> bool:
         and model.path == request.lora_path
         and model.read_from == stamp(Path(get_adapter_absolute_path(request.lora_path)))
     )
-
-
-class RefusingWorkerManager(LRUCacheWorkerLoRAManager):
-    """vLLM's own manager for a vLLM that has changed: LoRA goes on, a MoS adapter is refused with the reason."""
-
-    reason = ""
-
-    def _load_adapter(self, lora_request: LoRARequest) -> LoRAModel:
-        folder = Path(get_adapter_absolute_path(lora_request.lora_path))
-        if (folder / "adapter_config.json").is_file() and is_mos(read_config(folder)):
-            raise AdapterError(folder, self.reason)
-        return super()._load_adapter(lora_request)

@@ -98,7 +98,7 @@ def changed_vllm(monkeypatch):
     from vllm.v1.worker import lora_model_runner_mixin as mixin
 
     from mos_vllm import install
-    from mos_vllm.manager import RefusingWorkerManager
+    from mos_vllm.refusing import RefusingWorkerManager
 
     monkeypatch.setattr(RefusingWorkerManager, "reason", "")
     monkeypatch.setattr(install, "lacking", lambda: iter(["vllm.lora.worker_manager: gone(self)"]))
