@@ -11,7 +11,7 @@ MAY_IMPORT = {
     "mos": set(),
     "mos_vllm": {"mos"},
     "data_prep": set(),
-    "eval": {"data_prep"},
+    "eval": {"data_prep", "mos"},
     "scripts": {"mos", "mos_vllm", "data_prep", "eval"},
 }
 
