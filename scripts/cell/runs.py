@@ -14,7 +14,9 @@ from data_prep.sources import fingerprint, held
 from data_prep.storage import sha256
 from scripts.cell.provenance import package_version
 
-WITHOUT_EFFECT = ("logging_steps", "save_steps", "eval_steps")  # trainer settings that do not change the result
+# trainer settings that do not change the result
+WITHOUT_EFFECT = ("logging_steps", "save_steps", "eval_steps", "uncheckpointed_tokens")
+NEWER = {"upcast": True, "dequantize_once": False, "liger": False}  # at these values the result is that of older runs
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
     common = {"model": model_key(cfg.model), "method": method, "seed": cfg.seed}
     if cfg.method.config is None:
         return common | base
-    settings = {key: value for key, value in trainer.items() if key not in WITHOUT_EFFECT}
+    settings = {key: value for key, value in trainer.items() if key not in WITHOUT_EFFECT and not _is_older(key, value)}
     return common | {"trainer": settings, "data": _data_identity(cfg)}
 
 
@@ -93,6 +95,10 @@ def load(path: Path) -> Run:
     cfg = OmegaConf.load(path / "config.yaml")
     assert isinstance(cfg, DictConfig)
     return Run(path, cfg, json.loads((path / "run.json").read_text(encoding="utf-8")))
+
+
+def _is_older(key: str, value: Any) -> bool:
+    return key in NEWER and value == NEWER[key]
 
 
 def _plain(node: Any) -> Any:

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from accelerate import PartialState
 from omegaconf import DictConfig, OmegaConf
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from transformers.trainer_utils import SchedulerType
 
 from scripts.settings import checked
@@ -33,6 +33,10 @@ class TrainerSettings(BaseModel):
     max_grad_norm: NonNegativeFloat
     group_by_length: bool
     gradient_checkpointing: bool
+    uncheckpointed_tokens: NonNegativeInt | None
+    upcast: bool
+    dequantize_once: bool
+    liger: bool
     validation_size: PositiveInt
     eval_steps: PositiveInt
     save_steps: PositiveInt

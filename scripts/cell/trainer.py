@@ -5,6 +5,8 @@ import math
 import resource
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,9 @@ from data_prep import storage
 from data_prep.chat import IGNORED
 from data_prep.prepare import Prepared
 from scripts.cell.settings import TrainerSettings, processes
+
+# Of the kernels of Liger, those inside the blocks. The loss is our own (`compute_loss`).
+LIGER = {"rope": True, "rms_norm": True, "swiglu": True, "cross_entropy": False, "fused_linear_cross_entropy": False}
 
 
 class TrainingOrder(Sampler[int]):
@@ -53,11 +58,14 @@ class TrainingOrder(Sampler[int]):
 
 
 class CellTrainer(Trainer):
-    """The transformers trainer with the order of `TrainingOrder`, and a stop at the first loss that is not finite."""
+    """The transformers trainer with the order of `TrainingOrder`, and a stop at the first loss that is not finite.
 
-    def __init__(self, *, settings: TrainerSettings, data: Prepared, **kwargs: Any) -> None:
+    uncheckpointed: micro-batches of at most so many tokens, padding included, keep their activations
+    """
+
+    def __init__(self, *, settings: TrainerSettings, data: Prepared, uncheckpointed: int = 0, **kwargs: Any) -> None:
         super().__init__(train_dataset=data.train, eval_dataset=data.validation, **kwargs)
-        self.settings, self.examples = settings, data.train
+        self.settings, self.examples, self.uncheckpointed = settings, data.train, uncheckpointed
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> TrainingOrder:
         s = self.settings
@@ -77,14 +85,22 @@ class CellTrainer(Trainer):
             loss = total / num_items_in_batch * processes()  # all processes' labels; their gradients are averaged
         return (loss, outputs) if return_outputs else loss
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        loss = super().training_step(*args, **kwargs)
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        for module in self._checkpointed:  # the recomputed forward draws the same dropout: the result is the same
+            module.gradient_checkpointing = inputs["input_ids"].numel() > self.uncheckpointed
+        loss = super().training_step(model, inputs, *args, **kwargs)
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"The loss is {loss.item()} at step {self.state.global_step + 1}; "
                 f"lower trainer.learning_rate (now {self.settings.learning_rate}) and start again."
             )
         return loss
+
+    @cached_property
+    def _checkpointed(self) -> list[Any]:
+        """The modules on which transformers has turned checkpointing on; looked up at the first step."""
+        model: Any = self.model
+        return [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         with torch.random.fork_rng():  # so that how often we look does not change what is trained
@@ -101,6 +117,7 @@ class CellTrainer(Trainer):
         """Train from the beginning or from `checkpoint` to the end."""
         history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"] if checkpoint else []
         self.args.eval_on_start = checkpoint is None
+        forget_peak_memory()
         self._earlier, self._started = max((line["seconds"] for line in history), default=0.0), time.monotonic()
         self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
@@ -130,10 +147,22 @@ def lengths(examples: Dataset) -> list[int]:
 
 
 def peak_memory() -> int:
-    """Bytes: of the GPU where there is one, else of this process."""
+    """Bytes at most since `forget_peak_memory`: of the GPU where there is one, else of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    with suppress(OSError):
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:")) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # macOS; it cannot be made to forget
+
+
+def forget_peak_memory() -> None:
+    """Begin anew: a worker trains several cells, and each one's memory is its own."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # proc(5): the peak is set to the present
 
 
 def training_arguments(settings: TrainerSettings, seed: int, checkpoints: Path, reporter: str) -> TrainingArguments:
@@ -155,6 +184,8 @@ def training_arguments(settings: TrainerSettings, seed: int, checkpoints: Path, 
         tf32=True if cuda else None,
         gradient_checkpointing=settings.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
+        use_liger_kernel=settings.liger,
+        liger_kernel_config=LIGER,
         eval_strategy="steps",
         eval_steps=settings.eval_steps,
         prediction_loss_only=True,

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from accelerate import PartialState
 from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
-from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
+from peft import PeftModel, get_peft_model
 from transformers import (
     DataCollatorForSeq2Seq,
     set_seed,
@@ -25,9 +26,11 @@ from data_prep.storage import full_disk_named
 from scripts.cell import runs, tracking
 from scripts.cell.adapter import adapter_config
 from scripts.cell.base_model import load_quantized, load_tokenizer
+from scripts.cell.prepared import prepared, uncheckpointed_tokens
 from scripts.cell.provenance import provenance
 from scripts.cell.settings import TrainerSettings, processes
 from scripts.cell.trainer import CellTrainer, MetricsFile, training_arguments
+from scripts.measure.machine import require_gpu
 
 
 def train(cfg: DictConfig) -> Path:
@@ -43,6 +46,7 @@ def train(cfg: DictConfig) -> Path:
     if _is_done(path):
         return path
     settings = TrainerSettings.of(cfg.trainer)
+    _check_machine(cfg, settings)
     if cfg.method.config is None:
         with _claimed(path, cfg):
             _finish(path, cfg, {})
@@ -56,10 +60,11 @@ def train(cfg: DictConfig) -> Path:
         validation_size=settings.validation_size,
         cache_dir=Path(cfg.cache_dir),
     )
+    uncheckpointed = uncheckpointed_tokens(cfg)  # before the model takes memory
     model = adapted_model(cfg)
     with _claimed(path, cfg):
         if not _is_done(path):  # another process may have finished it meanwhile
-            _finish(path, cfg, _fit(model, tokenizer, data, settings, cfg, path))
+            _finish(path, cfg, _fit(model, tokenizer, data, settings, cfg, path, uncheckpointed))
     return path
 
 
@@ -68,10 +73,7 @@ def adapted_model(cfg: DictConfig) -> PeftModel:
 
     Raises ValueError if the method's settings do not fit the model.
     """
-    base = prepare_model_for_kbit_training(
-        load_quantized(cfg.model, cfg.trainer, cfg.cache_dir),
-        use_gradient_checkpointing=False,  # the trainer turns it on, in the form that needs no gradient of the input
-    )
+    base = prepared(load_quantized(cfg.model, cfg.trainer, cfg.cache_dir), cfg.trainer)
     config = adapter_config(cfg.method, base)
     set_seed(cfg.seed)
     model = get_peft_model(base, config)
@@ -95,8 +97,22 @@ def last_checkpoint(folder: Path) -> Path | None:
     return max(complete)[1] if complete else None
 
 
+def _check_machine(cfg: DictConfig, settings: TrainerSettings) -> None:
+    """Raise ValueError for a run on a machine that lacks what its settings want."""
+    if cfg.gpus_per_run:
+        require_gpu()
+    if settings.liger and (find_spec("liger_kernel") is None or not torch.cuda.is_available()):
+        raise ValueError("trainer.liger=true needs a GPU and pip install liger-kernel; leave it at false without them.")
+
+
 def _fit(
-    model: PeftModel, tokenizer: Any, data: Prepared, settings: TrainerSettings, cfg: DictConfig, path: Path
+    model: PeftModel,
+    tokenizer: Any,
+    data: Prepared,
+    settings: TrainerSettings,
+    cfg: DictConfig,
+    path: Path,
+    uncheckpointed: int,
 ) -> dict[str, Any]:
     """Train, save the adapter, and return what `run.json` says of it."""
     torch.use_deterministic_algorithms(True, warn_only=True)  # scatter-adds of the CPU, among others
@@ -107,6 +123,7 @@ def _fit(
         trainer = CellTrainer(
             settings=settings,
             data=data,
+            uncheckpointed=uncheckpointed,
             model=model,
             args=training_arguments(settings, cfg.seed, checkpoints, reporter),
             data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED, pad_to_multiple_of=8),

@@ -73,9 +73,19 @@ def block_activations(model: Architecture, adapter: Adapter, tokens: int) -> flo
 
 
 def training_memory(
-    model: Architecture, adapter: Adapter, *, batch: int, length: int, checkpointing: bool, double_quantization: bool
+    model: Architecture,
+    adapter: Adapter,
+    *,
+    batch: int,
+    length: int,
+    checkpointing: bool,
+    double_quantization: bool,
+    dequantized: bool = False,
 ) -> Memory:
-    """Bytes while finetuning the 4-bit base with AdamW on micro-batches of batch x length tokens."""
+    """Bytes while finetuning the 4-bit base with AdamW on micro-batches of batch x length tokens.
+
+    dequantized: the base is kept in 16 bits, without a quantization state
+    """
     tokens = batch * length
     block = block_activations(model, adapter, tokens)
     logits = LOGIT_BYTES * tokens * model.vocab + COMPUTE_BYTES * model.vocab * model.hidden  # and the head's copy
@@ -84,8 +94,8 @@ def training_memory(
         kept = KEPT_BYTES * tokens * model.hidden * model.blocks  # the inputs of the blocks
         activations = kept + max(block - logits, 0.0)  # the logits are gone before a block is recomputed
     return Memory(
-        weights=model.linear_weights * 4 / 8,
-        quantization=model.linear_weights * quantization_bits(double_quantization) / 8,
+        weights=model.linear_weights * (COMPUTE_BYTES if dequantized else 4 / 8),
+        quantization=0.0 if dequantized else model.linear_weights * quantization_bits(double_quantization) / 8,
         embeddings=model.other_weights * KEPT_BYTES,
         adapter=MASTER_BYTES * (adapter.trainable + adapter.frozen),
         gradients=MASTER_BYTES * adapter.trainable,

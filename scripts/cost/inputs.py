@@ -59,14 +59,20 @@ def gather(cfg: DictConfig, overrides: Sequence[str]) -> Inputs:
     )
 
 
-def training_memory(cfg: DictConfig, model: Architecture, added: Adapter, checkpointing: bool) -> formulas.Memory:
-    """What a training step of the longest micro-batch takes with the settings of `cfg.trainer`."""
+def training_memory(
+    cfg: DictConfig, model: Architecture, added: Adapter, checkpointing: bool, tokens: int | None = None
+) -> formulas.Memory:
+    """What a training step takes with the settings of `cfg.trainer`.
+
+    tokens: of the micro-batch; None is the longest one
+    """
     trainer = cfg.trainer
     return formulas.training_memory(
         model,
         added,
-        batch=trainer.micro_batch_size,
-        length=trainer.max_length,
+        batch=1 if tokens else trainer.micro_batch_size,
+        length=tokens or trainer.max_length,
+        dequantized=trainer.dequantize_once,
         checkpointing=checkpointing,
         double_quantization=trainer.quantization.double_quantization,
     )

@@ -54,6 +54,17 @@ def gpu_problem() -> str | None:
     )
 
 
+def require_gpu() -> None:
+    """Raise ValueError where torch uses no GPU: for a run that would take months on a CPU."""
+    if problem := gpu_problem():
+        raise ValueError(problem)
+    if not torch.cuda.is_available():
+        raise ValueError(
+            "The profile wants a GPU for each run, and torch finds none; run it where there is one, or say "
+            "gpus_per_run=0 to use the CPU all the same."
+        )
+
+
 def driver_version() -> str | None:
     """The NVIDIA driver's version as nvidia-smi gives it; None where nvidia-smi does not work."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
