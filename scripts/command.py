@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from scripts import settings
-from scripts.config import CONFIGS, choices, completed
+from scripts.config import CONFIGS, choices, completed, given
 
 EXPECTED = (ValueError, OSError, ArithmeticError, ImportError, HydraException, OmegaConfBaseException)
 
@@ -69,8 +69,7 @@ def _reported(task: Callable[[DictConfig], object]) -> Callable[[DictConfig], No
         except EXPECTED as error:
             if HydraConfig.get().mode == RunMode.RUN:
                 sys.exit(f"error: {sentence(error)}")
-            overrides = " ".join(HydraConfig.get().overrides.task)
-            print(f"error: {overrides}: {sentence(error)}", file=sys.stderr)
+            print(f"error: {' '.join(given())}: {sentence(error)}", file=sys.stderr)
             raise CellFailed from None
 
     return reported

@@ -1,5 +1,6 @@
 """The settings at the top level of the config: type, range and choices of each, checked before a command begins."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -15,6 +16,14 @@ def _distinct(values: list[Value]) -> list[Value]:
     if repeated := [value for position, value in enumerate(values) if value in values[:position]]:
         raise ValueError(f"{repeated[0]} is given twice")
     return values
+
+
+def _own_folder(profile: str) -> str:
+    if profile in ("printed", "published") or not re.fullmatch(r"\w[\w.+-]*", profile):
+        raise ValueError(
+            "it names a folder of results of its own, so use letters, digits, _ - + . but not a taken name"
+        )
+    return profile
 
 
 Name = Annotated[str, Field(min_length=1)]
@@ -34,7 +43,7 @@ class Settings(BaseModel):
     """The keys of `configs/config.yaml` that are no config group; `configs/config.yaml` says what each is."""
 
     model_config = ConfigDict(strict=True, extra="ignore")  # the groups have schemas of their own
-    profile: Name
+    profile: Annotated[str, AfterValidator(_own_folder)]
     models: dict[str, Name]
     seed: NonNegativeInt
     data: Name | None = Field(examples=["data=path/to/data"])

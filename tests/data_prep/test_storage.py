@@ -8,6 +8,7 @@ import tempfile
 import threading
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -96,6 +97,16 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, code):
     with pytest.raises(OSError, match=r"The disk is full at .*\. Free some space and run the same command again\."):
         storage.made_once(tmp_path / "cache/target", full)
     assert left(tmp_path / "cache") == []
+
+
+def test_a_full_disk_is_recognised_by_text_or_by_what_is_left(tmp_path, monkeypatch):
+    with pytest.raises(OSError, match=f"The disk is full at {tmp_path}"), storage.full_disk_named(tmp_path):
+        raise RuntimeError("I/O error: No space left on device (os error 28)")
+    with pytest.raises(RuntimeError, match="another reason"), storage.full_disk_named(tmp_path):
+        raise RuntimeError("another reason")
+    monkeypatch.setattr(storage.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
+    with pytest.raises(OSError, match="The disk is full"), storage.full_disk_named(tmp_path):
+        raise RuntimeError("unexpected pos 64 vs 0")
 
 
 def test_a_folder_made_by_another_user_is_used_though_nothing_can_be_written(public):

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections import namedtuple
 from pathlib import Path
 
 import pytest
@@ -73,13 +72,3 @@ def test_a_wrapped_error_is_told_by_its_cause():
     wrapped.__cause__ = cause
     assert errors.sentence(wrapped) == "r=0 must be positive"
     assert errors.sentence(KeyboardInterrupt()) == "KeyboardInterrupt"
-
-
-def test_a_full_disk_is_recognised_by_text_or_by_what_is_left(tmp_path, monkeypatch):
-    with pytest.raises(OSError, match=f"The disk is full at {tmp_path}"), errors.full_disk_named(tmp_path):
-        raise RuntimeError("I/O error: No space left on device (os error 28)")
-    with pytest.raises(RuntimeError, match="another reason"), errors.full_disk_named(tmp_path):
-        raise RuntimeError("another reason")
-    monkeypatch.setattr(errors.shutil, "disk_usage", lambda _: namedtuple("Usage", "free")(100))
-    with pytest.raises(OSError, match="The disk is full"), errors.full_disk_named(tmp_path):
-        raise RuntimeError("unexpected pos 64 vs 0")

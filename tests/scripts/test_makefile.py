@@ -30,7 +30,21 @@ GIVEN = [
     "launcher=joblib", "gpus=[a100_40g,mine:24:165]", "dry=true", "preflight=none", "method.shards_per_vector=8",
     "trainer.scheduler=a b",
 ]  # fmt: skip
-FOLDERS = ["a,b", "k=v", "p(1)", "día", "a#b", "it's", "cash$HOME", "$(shell echo no)", "with space", "a\\", '"', "%", "~"]
+FOLDERS = [
+    "a,b",
+    "k=v",
+    "p(1)",
+    "día",
+    "a#b",
+    "it's",
+    "cash$HOME",
+    "$(shell echo no)",
+    "with space",
+    "a\\",
+    '"',
+    "%",
+    "~",
+]
 
 
 def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
