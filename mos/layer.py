@@ -17,9 +17,8 @@ from mos.shards import PoolLayout, assemble, init_bound, sample_indices
 from mos.streams import stream
 
 TORN = (
-    "The pools of adapter '{adapter}' are no longer the same for all blocks: something has sharded or replaced them "
-    "block by block, as FSDP2 does with fully_shard(block). Pass them to fully_shard as ignored_params and average "
-    "their gradients, or wrap the whole model once."
+    "The pools of adapter '{adapter}' are no longer the same for all blocks: something has replaced or sharded them in "
+    "some of the blocks, so each would train pools of its own. Do that to the whole model at once."
 )
 
 
@@ -140,6 +139,7 @@ class MosLayer(LowRankLayer):
 
         Raises RuntimeError if gradients are wanted that would not reach the pools, or not wholly.
         """
+        self.note_ddp()
         pools, index = self.pool_modules(adapter), self.mos_index[adapter]
         offloaded = any(private.is_offloaded(pool) for pool in pools)
         if offloaded and self.training:
@@ -157,7 +157,6 @@ class MosLayer(LowRankLayer):
 
     def _collected(self, adapter: str, pools: tuple[Pool, Pool], index: Tensor) -> Sequence[Tensor]:
         """The same, with the gradients of all blocks scattered together."""
-        self.note_ddp()
         weights = pools[0].weight, pools[1].weight
         stand_ins = self.collectors[adapter].take(weights, index.to(weights[0].device))
         refusal = self.refusal()
