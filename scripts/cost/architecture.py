@@ -79,7 +79,8 @@ class Architecture:
         from scripts.cell.adapter import linear_layers
 
         config = network.config
-        vocab, hidden = network.get_input_embeddings().weight.shape
+        embedding: Any = network.get_input_embeddings()
+        vocab, hidden = embedding.weight.shape
         heads = config.num_attention_heads
         head = getattr(config, "head_dim", None) or hidden // heads
         attention, kv = heads * head, (getattr(config, "num_key_value_heads", None) or heads) * head

@@ -1,7 +1,9 @@
 """Base models: converted once, the same numbers in 4 bits and dequantized, and one sentence where there is none."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import httpx
 import huggingface_hub
@@ -11,10 +13,13 @@ from bitsandbytes.nn import Linear4bit
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from scripts.cell import base_model
+from scripts.cell.adapter import linear_layers
+from scripts.cell.shapes import model_config
 from scripts.config import compose
+from tests.scripts import families
 
 
 @pytest.fixture
@@ -76,12 +81,70 @@ def test_the_quantized_and_the_dequantized_base_give_the_same_logits(model, trai
         assert not torch.allclose(published(ids).logits, evaluated.float(), atol=1e-3)  # 4 bits do cost something
 
 
-@pytest.mark.parametrize("name", ["llama2_7b", "llama2_13b", "smollm2_135m"])
-def test_meta_models_have_the_published_size_and_no_memory(name):
-    network = base_model.meta_model(compose([f"model={name}"]).model)
-    sizes = {"llama2_7b": 6_738_415_616, "llama2_13b": 13_015_864_320, "smollm2_135m": 134_515_008}
-    assert network.num_parameters() == sizes[name]
-    assert {p.device.type for p in network.parameters()} == {"meta"}
+@pytest.mark.parametrize("family", ["Phi 3", "Qwen3", "Gemma 3"])
+def test_a_base_model_of_another_family_is_quantized_and_dequantized(family, tiny_checkpoint, trainer, tmp_path):
+    folder = tmp_path / "own"
+    network = AutoModelForCausalLM.from_config(model_config(families.model(family, vocab_size=259)))
+    network.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_checkpoint).save_pretrained(folder)
+    own = compose(["model=local", "model.name=own", f"model.source.path={folder}"]).model
+    quantized = base_model.load_quantized(own, trainer, tmp_path).eval()
+    dequantized = AutoModelForCausalLM.from_pretrained(
+        base_model.dequantized_checkpoint(own, trainer, tmp_path), dtype="auto"
+    )
+    assert type(dequantized) is type(network)
+    assert all(isinstance(layer, Linear4bit) for layer in linear_layers(quantized).values())
+    ids = torch.randint(3, 200, (2, 9), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.allclose(quantized(ids).logits.float(), dequantized(ids).logits.float(), atol=1e-2)
+
+
+def own_process(folder):
+    (folder / "pid").write_text(str(os.getpid()))
+
+
+def fail(message):
+    raise ValueError(message)
+
+
+def test_without_a_gpu_no_other_process_is_started(tmp_path):
+    base_model.in_own_process(own_process, tmp_path)
+    assert (tmp_path / "pid").read_text() == str(os.getpid())
+
+
+def test_beside_a_gpu_the_work_is_done_in_a_process_that_has_ended(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    base_model.in_own_process(own_process, tmp_path)
+    pid = int((tmp_path / "pid").read_text())
+    assert pid != os.getpid()
+    assert not Path(f"/proc/{pid}").exists()  # with all that it had on the GPU
+
+
+@pytest.mark.slow
+def test_an_error_of_the_other_process_is_raised_here(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ValueError, match="what went wrong"):
+        base_model.in_own_process(fail, "what went wrong")
+
+
+@pytest.mark.slow
+def test_the_model_that_another_process_dequantizes_is_the_same(model, trainer, tmp_path, monkeypatch):
+    here = base_model.dequantized_checkpoint(model, trainer, tmp_path)
+    content = load_file(here / "model.safetensors")
+    shutil.rmtree(here)
+    base_model.load_quantized(model, trainer, tmp_path)  # before a GPU is claimed, which this process would use
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    there = load_file(base_model.dequantized_checkpoint(model, trainer, tmp_path) / "model.safetensors")
+    assert there.keys() == content.keys()
+    assert all(torch.equal(there[name], content[name]) for name in content)
+
+
+def test_converting_leaves_the_random_numbers_alone(model, tmp_path):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    base_model.checkpoint(model, tmp_path)  # which draws a new row for `<pad>`
+    assert torch.equal(torch.rand(3), expected)
 
 
 @pytest.mark.parametrize("broken", ["weights gone", "weights cut", "one tensor gone", "not a model"])

@@ -1,5 +1,6 @@
 """The micro base models."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from scripts.cell.pretraining import pretrained
+from scripts.cell import pretraining
+from scripts.cell.pretraining import micro_tokenizer, pretrained
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 
@@ -47,3 +49,28 @@ def test_a_vocabulary_of_another_size_is_an_error():
     cfg.architecture.vocab_size = 1000
     with pytest.raises(ValueError, match=r"vocab_size=1000, but the tokenizer has \d+ pieces"):
         pretrained(cfg)
+
+
+def test_the_tokenizer_alone_is_that_of_the_model(monkeypatch):
+    text = "Which word is 12 times as long?"
+    expected = pretrained(config(steps=1))[1](text).input_ids
+    monkeypatch.setattr(pretraining, "_fit", None)  # nothing is trained
+    assert micro_tokenizer(config())(text).input_ids == expected
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_threads_and_random_numbers_of_the_process_stay_as_they_were(monkeypatch, failing):
+    if failing:
+        monkeypatch.setattr(pretraining, "_fit", lambda *args: 1 / 0)
+    before = torch.get_num_threads()
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    torch.set_num_threads(1)
+    try:
+        with pytest.raises(ZeroDivisionError) if failing else nullcontext():
+            pretrained(config(steps=1))
+        assert torch.get_num_threads() == 1
+        assert torch.equal(torch.rand(3), expected)
+    finally:
+        torch.set_num_threads(before)
