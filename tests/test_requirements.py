@@ -28,6 +28,7 @@ ALLOWED = {  # the groups that stand behind each folder, the longest match count
     "scripts/measure/harness_driver.py": (*EVERYTHING, "harness"),  # it runs in the harness's environment
     "tests": EVERYTHING,
     "tests/mos": ("library", "dev"),
+    "tests/mos/served.py": EVERYTHING,  # a program that a slow test starts
 }
 USED_BY_NAME = {  # pinned without an import: where the name stands
     "hydra-joblib-launcher": ("scripts/table/launch.py", "hydra/launcher=joblib"),
