@@ -21,7 +21,7 @@ def _distinct(values: list[Value]) -> list[Value]:
 def _own_folder(profile: str) -> str:
     if profile in ("printed", "published") or not re.fullmatch(r"\w[\w.+-]*", profile):
         raise ValueError(
-            "it names a folder of results of its own, so use letters, digits, _ - + . but not a taken name"
+            "it names a folder of results; use letters, digits, _ - + . and no name that is taken"
         )
     return profile
 

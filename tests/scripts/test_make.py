@@ -18,8 +18,8 @@ FOLDERS = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs
 
 
 ODD = [
-    "a,b", "it's \\' odd\\", "\\\\", "cash$HOME", "${oc.env:HOME}", "\\${seed}", "'quoted'", '"', "null", " spaces ", "new\nline",
-    "día", "a#b", "k=v", "p(1)", "{x}", "[x]", "~x",
+    "a,b", "it's \\' odd\\", "\\\\", "cash$HOME", "${oc.env:HOME}", "\\${seed}", "'quoted'", '"', "null", " spaces ",
+    "new\nline", "día", "a#b", "k=v", "p(1)", "{x}", "[x]", "~x",
 ]  # fmt: skip
 
 

@@ -57,7 +57,7 @@ def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
 def python(tmp_path: Path) -> str:
     """`PY=` for make: a Python that runs nothing and prints its arguments and what make gave it in the environment."""
     program = tmp_path / "python"
-    body = "given = {k: v for k, v in os.environ.items() if k.startswith('MAKE_')}\nprint(json.dumps([sys.argv[1:], given]))"
+    body = "print(json.dumps([sys.argv[1:], {k: v for k, v in os.environ.items() if k.startswith('MAKE_')}]))"
     program.write_text(f"#!{sys.executable}\nimport json, os, sys\n{body}\n", encoding="utf-8")
     program.chmod(0o755)
     return f"PY={program}"
