@@ -67,7 +67,8 @@ def logits(model: PreTrainedModel, adapter_dir: Path | None, inputs: dict[str, T
 
 def twin(model: PreTrainedModel, adapter_dir: Path) -> PreTrainedModel:
     """A copy of the model that shares its weights, except those that the adapter's file replaces."""
-    replaced = {key.removeprefix(ROOT) for key in load_peft_weights(str(adapter_dir), device="cpu")}
+    keys = load_peft_weights(str(adapter_dir), device="cpu")
+    replaced = {key.removeprefix(ROOT).replace(".base_layer.", ".") for key in keys}
     tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     own = {id(tensor) for name, tensor in tensors if name in replaced}
     return copy.deepcopy(model, {id(tensor): tensor for _, tensor in tensors if id(tensor) not in own})

@@ -107,7 +107,7 @@ def resolve_all_linear(config: MosConfig, model: nn.Module) -> None:
     if config.target_modules != INCLUDE_LINEAR_LAYERS_SHORTHAND:
         return
     private.include_all_linear(config, model)
-    config.target_parameters = lora_parameters(model) or None
+    config.target_parameters = sorted({*(config.target_parameters or ()), *lora_parameters(model)}) or None
     config.check_parameters()
     layers = {name: base_layer(model.get_submodule(name)) for name in config.target_modules or ()}
     left_out = {}

@@ -56,7 +56,7 @@ class LowRankModel(BaseTuner):
             inside = f"{key}." if isinstance(module, BaseTunerLayer) else None
             if key in saved if state_dict else self._check_target_module_exists(config, key):
                 targets[key] = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-                check_linear(key, targets[key])
+                check_linear(key, targets[key], **get_quantization_kwargs(model))
         return targets
 
     def _create_and_replace(
@@ -162,9 +162,12 @@ def check_in_reach(model: nn.Module, targets: dict[str, nn.Module]) -> None:
             )
 
 
-def check_linear(name: str, layer: nn.Module) -> None:
-    """Raises ValueError unless `layer` is a linear layer, float or quantized."""
-    backend = resolve_quantization_backend(layer)
+def check_linear(name: str, layer: nn.Module, **quantization: Any) -> None:
+    """Raises ValueError unless `layer` is a linear layer, float or quantized.
+
+    quantization: what PEFT's backends need to know of the model (torchao)
+    """
+    backend = resolve_quantization_backend(layer, **quantization)
     if not isinstance(layer, nn.Linear | Conv1D) and getattr(backend, "layer_type", None) != "linear":
         raise ValueError(
             f"'{name}' is a {type(layer).__name__}; only linear layers (torch.nn.Linear, Conv1D or quantized) can be "
