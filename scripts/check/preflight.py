@@ -1,22 +1,31 @@
 """The preflight of a table: what it will need, tried once before the first run is trained."""
 
 import os
+import shutil
 import sys
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
+from filelock import FileLock
 from omegaconf import DictConfig
 
 from eval import sandbox
 from scripts.cell.process import start_worker
 from scripts.check.walk import Check, LeftOut, walk
 from scripts.config import compose
+from scripts.cost.gpu import RESERVE_GIB
 from scripts.table import grid
 from scripts.table.rehearsal import rehearse
+
+if TYPE_CHECKING:  # a command imports torch only once every config is known to be right
+    from scripts.cost.inputs import Inputs
+
+Result = TypeVar("Result")
 
 GIB = 2**30
 ITEMS = 2  # of each benchmark, for each adapter
@@ -61,54 +70,46 @@ def methods_fit(cfg: DictConfig, overrides: Sequence[str]) -> str:
     """Every method of the table can be added to the base model, by its shapes alone."""
     from scripts.cost.parameters import trainable_parameters
 
-    composed = [compose([*overrides, f"method={method}"]) for method in _methods(cfg)]
-    trained = [own for own in composed if own.method.config is not None]
+    trained = [own for own in _composed(overrides, _methods(cfg)) if own.method.config is not None]
     for own in trained:
         trainable_parameters(own)
     return f"{len(trained)} fit {cfg.model.name}"
 
 
 def gpu_found(cfg: DictConfig) -> str:
-    """There is a GPU that torch uses, where the profile asks for one."""
-    import torch
+    """There is a GPU that torch uses, where the profile asks for one. Raises ValueError if not."""
+    from scripts.measure.machine import device, gpu_problem, require_gpu
 
-    from scripts.measure.machine import device, gpu_problem
-
+    if cfg.gpus_per_run:
+        require_gpu()
     if problem := gpu_problem():
         raise ValueError(problem)
-    if cfg.gpus_per_run and not torch.cuda.is_available():
-        raise ValueError(
-            f"profile={cfg.profile} is meant for a GPU, and torch finds none; run it where there is one, or say "
-            "gpus_per_run=0 to use the CPU all the same."
-        )
     return device()
 
 
 def memory_fits(cfg: DictConfig, overrides: Sequence[str]) -> str:
-    """Every method trains in the free memory of this GPU, by the plan's model of memory."""
+    """Every method trains in the free memory of this GPU, by the plan's model of memory. Raises ValueError if not."""
     import torch
-
-    from scripts.cost.plan import plan
 
     if not torch.cuda.is_available():
         raise LeftOut("there is no GPU")
     free = torch.cuda.mem_get_info()[0] / GIB
-    memory = plan(cfg, overrides).memory
-    largest = memory.loc[memory.peak.idxmax()]
-    if largest.peak > free:
+    inputs = _inputs(cfg, overrides)
+    peaks = {method: inputs.memory(method).peak / GIB for method in inputs.adapters}
+    largest = max(peaks, key=lambda method: peaks[method])
+    if peaks[largest] + RESERVE_GIB > free:
         raise ValueError(
-            f"{largest.method} needs {largest.peak:.1f} GiB to train, and {free:.1f} GiB are free: lower "
-            "trainer.micro_batch_size, or end what else uses this GPU (nvidia-smi lists it)."
+            f"{largest} needs {peaks[largest]:.1f} GiB to train besides {RESERVE_GIB} for CUDA, and {free:.1f} GiB are "
+            "free: lower trainer.micro_batch_size, or end what else uses this GPU (nvidia-smi lists it)."
         )
-    return f"at most {largest.peak:.1f} of {free:.1f} GiB ({largest.method})"
+    return f"at most {peaks[largest]:.1f} of {free:.1f} GiB ({largest})"
 
 
 def disk_fits(cfg: DictConfig, overrides: Sequence[str]) -> str:
-    """What will be written finds room."""
+    """What will be written finds room. Raises OSError if not."""
     from scripts.cost.disk import disk, shortages
-    from scripts.cost.inputs import gather
 
-    needs = disk(gather(cfg, overrides), Path(cfg.cache_dir))
+    needs = disk(_inputs(cfg, overrides), Path(cfg.cache_dir))
     if lines := list(shortages(needs)):
         raise OSError(" ".join(lines))
     return f"{sum(need.bytes for need in needs) / GIB:.1f} GiB still to be written"
@@ -133,20 +134,66 @@ def base_model_found(cfg: DictConfig) -> str:
 def answered(cfg: DictConfig, overrides: Sequence[str]) -> str:
     """An untrained adapter of each method goes through export and engine to the scores of two items a benchmark.
 
-    In a process of its own, whose memory is free again afterwards.
+    The adapters are made in one process, and the engine runs in another: each gives its memory back, the GPU's too.
+    """
+    methods = _methods(cfg)
+    with scratch(Path(cfg.cache_dir)) as folder:
+        alone(_saved, [*overrides], methods, folder)
+        count = alone(_answered, [*overrides], methods, folder)
+    return f"{count} answers scored, of {len(methods)} methods with {cfg.engine.name}"
+
+
+@contextmanager
+def scratch(cache_dir: Path) -> Iterator[Path]:
+    """An empty folder, for one preflight at a time; removed in the end, or by the next one after a kill."""
+    folder = cache_dir / ".preflight"
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache_dir / ".preflight.lock", mode=0o666):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def alone(function: Callable[..., Result], *arguments: object) -> Result:
+    """Call `function` in a process of its own, which ends with this one. Raises what it raises.
+
+    Raises ChildProcessError if the process is killed.
     """
     with ProcessPoolExecutor(1, get_context("spawn"), start_worker, (len(os.sched_getaffinity(0)),)) as process:
-        return process.submit(partial(_answered, [*overrides], _methods(cfg))).result()
+        try:
+            return process.submit(function, *arguments).result()
+        except BrokenProcessPool:
+            raise ChildProcessError(
+                "its process was killed, most likely for want of memory (dmesg tells); use a machine with more."
+            ) from None
 
 
-def _answered(overrides: list[str], methods: list[str]) -> str:
+def _saved(overrides: list[str], methods: list[str], folder: Path) -> None:
+    from scripts.check.untrained import save_untrained
+
+    save_untrained(compose(overrides), _composed(overrides, methods), folder)
+
+
+def _answered(overrides: list[str], methods: list[str], folder: Path) -> int:
     from scripts.check.untrained import answer
 
-    cfg = compose(overrides)
-    Path(cfg.cache_dir).mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cfg.cache_dir, prefix=".preflight-") as folder:
-        count = answer(cfg, [compose([*overrides, f"method={method}"]) for method in methods], Path(folder), ITEMS)
-    return f"{count} answers scored, of {len(methods)} methods with {cfg.engine.name}"
+    return answer(compose(overrides), _composed(overrides, methods), folder, ITEMS)
+
+
+def _composed(overrides: Sequence[str], methods: Sequence[str]) -> list[DictConfig]:
+    return [compose([*overrides, f"method={method}"]) for method in methods]
+
+
+def _inputs(cfg: DictConfig, overrides: Sequence[str]) -> "Inputs":
+    """What memory and disk are counted from. Lengths of examples do not matter, so that no data is read."""
+    from scripts.cost.inputs import gather
+
+    without_data = cfg.copy()
+    without_data.data = None
+    return gather(without_data, overrides)
 
 
 def _methods(cfg: DictConfig) -> list[str]:

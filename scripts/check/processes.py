@@ -29,7 +29,7 @@ def started(command: Sequence[str], out: IO[str], err: IO[str]) -> Iterator["sub
         env=os.environ | ENVIRONMENT,
         stdout=out,
         stderr=err,
-        text=True,
+        encoding="utf-8",
         start_new_session=True,
         preexec_fn=die_with_parent,
     )
