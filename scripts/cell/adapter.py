@@ -25,16 +25,18 @@ def linear_layers(network: PreTrainedModel) -> dict[str, nn.Module]:
 
 
 def adapter_config(method: "DictConfig", network: PreTrainedModel) -> PeftConfig:
-    """The PEFT config of `method`.
+    """The PEFT config of `method`, with `all-linear` written out as the names of `linear_layers`.
 
+    All methods then adapt the same layers. Left to itself, MoS would warn and skip those that its settings do not fit.
     Raises ValueError if it names a layer that the network does not have: PEFT would adapt the others and say nothing.
     """
     from hydra.utils import instantiate
 
     config: Any = instantiate(method.config, _convert_="all")
-    if isinstance(config.target_modules, str):
-        return config
     names = list(linear_layers(network))
+    if config.target_modules == "all-linear":
+        config.target_modules = set(names)
+        return config
     missing = [t for t in method.config.target_modules if not any(f".{name}".endswith(f".{t}") for name in names)]
     if missing:
         known = sorted({name.rpartition(".")[2] for name in names})

@@ -103,6 +103,14 @@ def test_all_linear_is_llamas_seven_layers_in_the_same_order(method):
     assert adapter(cfg).count == 3 * 7
 
 
+def test_a_layer_that_mos_does_not_fit_is_refused_and_not_left_out():
+    """A table compares methods on the same layers. Only keys and values are too narrow for 64 shards."""
+    cfg = composed("Llama", "mos")
+    cfg.method.shards_per_vector = 64
+    with pytest.raises(ValueError, match=r"64 does not divide out_features=32 of .*k_proj"):
+        adapter(cfg)
+
+
 def test_tied_lora_adapts_the_attention_inputs_and_nothing_else():
     assert [layer.name for layer in adapter(composed("Qwen3", "tied_lora")).layers] == ["q_proj", "k_proj", "v_proj"]
     assert [layer.name for layer in adapter(composed("Phi 3", "tied_lora")).layers] == ["qkv_proj"]

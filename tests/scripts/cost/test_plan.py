@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+import scripts.plan
 from scripts.cell import base_model
 from scripts.cell.shapes import meta_model
 from scripts.config import compose
@@ -144,3 +145,13 @@ def test_memory_model_against_a_measured_peak(
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert expected == pytest.approx(int(measured.stdout.split()[-1]), rel=0.25)
+
+
+def test_a_folder_plays_the_7b_of_the_command(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = ["models={7b: local}", f"++model.source.path={tiny_checkpoint}", f"cache_dir={tmp_path}"]
+    table = ["profile=micro", "table=table2", "methods=[lora_r2]", "data=null"]
+    monkeypatch.setattr(sys, "argv", ["plan", *table, *folder])
+    scripts.plan.main()
+    assert "plan for profile micro, local" in capsys.readouterr().out
