@@ -36,6 +36,12 @@ class Kept:
         self.pairs = {key: pair for key, pair in self.pairs.items() if key[0] != adapter}
 
 
+class Keeping:
+    """What a layer is whose factors can be kept."""
+
+    kept: Kept | None = None
+
+
 @contextmanager
 def kept_factors(model: nn.Module) -> Iterator[None]:
     """Assemble the factors of every layer once, at its first forward pass, and use them until the block is left.
@@ -46,9 +52,7 @@ def kept_factors(model: nn.Module) -> Iterator[None]:
 
     model: anything that contains the layers of an adapter of this package
     """
-    from mos.common.layer import LowRankLayer  # which imports this module
-
-    layers = [layer for layer in model.modules() if isinstance(layer, LowRankLayer) and layer.kept is None]
+    layers = [layer for layer in model.modules() if isinstance(layer, Keeping) and layer.kept is None]
     scope = Scope()
     for layer in layers:
         layer.kept = Kept(scope)

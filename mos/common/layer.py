@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from mos.common import private
 from mos.common.config import LowRankConfig
-from mos.common.keeping import Kept
+from mos.common.keeping import Keeping
 from mos.common.low_rank import add_low_rank
 
 EARLY_REDUCTION = (
@@ -26,7 +26,7 @@ EARLY_REDUCTION = (
 )
 
 
-class LowRankLayer(nn.Module, BaseTunerLayer):
+class LowRankLayer(Keeping, nn.Module, BaseTunerLayer):
     """A linear layer (float, Conv1D or quantized) whose output gains `alpha / r * B A dropout(x)`."""
 
     other_param_names: tuple[str, ...] = ("r", "scaling", "dropout")
@@ -42,7 +42,7 @@ class LowRankLayer(nn.Module, BaseTunerLayer):
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self.reduced_early = False
-        self.kept: Kept | None = None
+        self.kept = None
 
     def widths(self) -> tuple[int, int]:
         """The in-features h and the out-features o of what is adapted."""
