@@ -1,6 +1,7 @@
 """Expected errors become one line on stderr and exit code 1; anything else is a bug and keeps its traceback."""
 
 import functools
+import io
 import logging
 import os
 import sys
@@ -28,16 +29,15 @@ def entry_point(task: Callable[[DictConfig], object]) -> Callable[[], None]:
 
     In a sweep (`-m`) a failed cell does not stop the others. `HYDRA_FULL_ERROR=1` shows every traceback.
     """
+    composed = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
-        return hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")(task)
-    command = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")(_reported(task))
+        return lambda: _run(composed(task))
+    command = composed(_reported(task))
 
     def run() -> None:
-        logging.getLogger("bitsandbytes.backends").setLevel(logging.ERROR)  # it misses a kernel that is not used here
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would print, so that it is printed here
-        sys.argv[1:] = completed(sys.argv[1:])
         try:
-            command()
+            _run(command)
         except CellFailed:
             sys.exit(1)
         except EXPECTED as error:
@@ -46,6 +46,13 @@ def entry_point(task: Callable[[DictConfig], object]) -> Callable[[], None]:
             del os.environ["HYDRA_FULL_ERROR"]  # a command started later, by this process, must print its sentence too
 
     return run
+
+
+def print_in_any_locale() -> None:
+    """Let stdout and stderr show `?` for a sign that the locale lacks (`±` in ASCII), where they would fail."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a test or a notebook may have put something else there
+            stream.reconfigure(errors="replace")
 
 
 def sentence(error: BaseException) -> str:
@@ -58,6 +65,13 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, OverrideParseException):
         return f"The override '{error.override}' cannot be read: {error.message.partition(chr(10))[0]}."
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def _run(command: Callable[[], None]) -> None:
+    print_in_any_locale()
+    logging.getLogger("bitsandbytes.backends").setLevel(logging.ERROR)  # it misses a kernel that is not used here
+    sys.argv[1:] = completed(sys.argv[1:])
+    command()
 
 
 def _reported(task: Callable[[DictConfig], object]) -> Callable[[DictConfig], None]:

@@ -9,12 +9,13 @@ from pathlib import Path
 
 from eval import benchmarks
 from scripts.cell.answers import compared, evaluation, failed, show, write_page
-from scripts.command import EXPECTED, sentence
+from scripts.command import EXPECTED, print_in_any_locale, sentence
 
 KEYS = ("run", "benchmark", "against", "count", "html")
 
 
 def main(arguments: list[str]) -> None:
+    print_in_any_locale()
     parser = argparse.ArgumentParser(prog="python -m scripts.inspect", description=__doc__.partition("\n")[0])
     parser.add_argument("settings", nargs="*", metavar="key=value", help=f"keys: {', '.join(KEYS)}")
     parser.add_argument("--html", metavar="FILE", help="write a page instead of printing")

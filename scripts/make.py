@@ -13,7 +13,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 
-from scripts.command import EXPECTED, sentence
+from scripts.command import EXPECTED, print_in_any_locale, sentence
 from scripts.profile import default_profile
 
 SETTINGS = {  # variable -> setting, and how its text becomes a value
@@ -62,6 +62,7 @@ def _value(text: str, kind: str) -> str:
 
 
 def main() -> None:
+    print_in_any_locale()
     name, *fixed = sys.argv[1:]
     try:
         sys.argv[1:] = [*fixed, *overrides(os.environ)]

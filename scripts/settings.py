@@ -1,4 +1,4 @@
-"""The settings at the top level of the config: type, range and choices of each, checked before a command begins."""
+"""Type, range and choices of the settings, checked before a command begins."""
 
 import re
 from collections.abc import Mapping
@@ -6,7 +6,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
 
 Value = TypeVar("Value")
 Model = TypeVar("Model", bound=BaseModel)
@@ -20,9 +30,7 @@ def _distinct(values: list[Value]) -> list[Value]:
 
 def _own_folder(profile: str) -> str:
     if profile in ("printed", "published") or not re.fullmatch(r"\w[\w.+-]*", profile):
-        raise ValueError(
-            "it names a folder of results; use letters, digits, _ - + . and no name that is taken"
-        )
+        raise ValueError("it names a folder of results; use letters, digits, _ - + . and no name that is taken")
     return profile
 
 
@@ -37,6 +45,43 @@ class Wandb(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
     project: Name
     group: Name
+
+
+class Sampling(BaseModel):
+    """How a benchmark samples answers."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    samples: PositiveInt
+    temperature: NonNegativeFloat
+    top_p: Annotated[float, Field(gt=0, le=1)]
+    allow_unprotected: bool
+
+
+class Evaluation(BaseModel):
+    """`evaluation.*`; `configs/evaluation/default.yaml` says what each is. Another key is a benchmark's sampling."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+    __pydantic_extra__: dict[str, Sampling]
+    variant: Literal["authors", "tulu"]
+    max_new_tokens: PositiveInt
+    when: Literal["end", "cell"]
+
+
+class Engine(BaseModel):
+    """`engine.*` of any engine; `configs/engine` says what each is."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+    dtype: Literal["auto", "float32", "bfloat16"]
+    max_model_len: PositiveInt
+    batch_size: PositiveInt = 1
+    max_num_seqs: PositiveInt = 1
+    max_loras: PositiveInt = 1
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 1
+    cpu_kv_cache_gib: PositiveFloat = 1
+    cpu_threads: PositiveInt | None = None
+
+
+SECTIONS: dict[str, type[BaseModel]] = {"evaluation": Evaluation, "engine": Engine}
 
 
 class Settings(BaseModel):
@@ -66,7 +111,10 @@ class Settings(BaseModel):
 
 
 def check(cfg: DictConfig) -> None:
-    """Raise ValueError, in one sentence, for a setting at the top level of the wrong type, range or choice."""
+    """Raise ValueError, in one sentence, for a setting of the wrong type, range or choice.
+
+    `trainer` and `table` are checked where they are used, by `scripts.cell.settings` and `scripts.table.schema`.
+    """
     values: Any = OmegaConf.to_container(cfg, resolve=False)  # the groups may refer to what this machine lacks
     own = {key: cfg[key] for key in Settings.model_fields if key in values}
     settings = checked(Settings, {key: _plain(value) for key, value in own.items()})
@@ -74,6 +122,8 @@ def check(cfg: DictConfig) -> None:
         raise ValueError(
             f"data={settings.data} is no folder; give the folder that holds train/ and eval/ (docs/data.md)."
         )
+    for section, model in SECTIONS.items():
+        checked(model, _plain(cfg[section]), prefix=f"{section}.")
 
 
 def checked(model: type[Model], values: Mapping[str, Any], prefix: str = "") -> Model:

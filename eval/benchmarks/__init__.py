@@ -15,6 +15,7 @@ import difflib
 import importlib
 import importlib.util
 import logging
+import os
 import string
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,7 +27,7 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-CONFIGS = Path(__file__).parents[2] / "configs" / "benchmark"
+CONFIGS = Path(os.environ.get("MOS_CONFIGS") or Path(__file__).parents[2] / "configs") / "benchmark"
 VARIANTS = ("authors", "tulu")
 AVERAGES = ("items", "tasks")
 NEEDED = ("name", "version", "title", "module", "columns", "average", "published", "source")

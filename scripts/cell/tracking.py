@@ -80,7 +80,7 @@ def log_evaluation(run: runs.Run) -> None:
     with _started(run.cfg, run.path) as tracker:
         tracker.summary.update(_trained(run.info))
         for path in found:
-            metrics = json.loads(path.read_text())
+            metrics = json.loads(path.read_text(encoding="utf-8"))
             for kind in ("score", "ablation") if is_ablation(run.cfg) else ("score",):
                 tracker.summary.update({f"{kind}/{column}": value for column, value in metrics["scores"].items()})
             tracker.summary.update({f"items/{metrics['label']}": metrics["items"]})

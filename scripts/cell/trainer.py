@@ -115,7 +115,11 @@ class CellTrainer(Trainer):
 
     def start(self, checkpoint: Path | None) -> None:
         """Train from the beginning or from `checkpoint` to the end."""
-        history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"] if checkpoint else []
+        history = (
+            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+            if checkpoint
+            else []
+        )
         self.args.eval_on_start = checkpoint is None
         forget_peak_memory()
         self._earlier, self._started = max((line["seconds"] for line in history), default=0.0), time.monotonic()
@@ -137,7 +141,7 @@ class MetricsFile(TrainerCallback):
 
     def on_log(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
         if state.is_world_process_zero:
-            with self.path.open("a") as file:
+            with self.path.open("a", encoding="utf-8") as file:
                 file.write(_line(state.log_history[-1]))
 
 

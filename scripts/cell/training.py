@@ -91,7 +91,9 @@ def last_checkpoint(folder: Path) -> Path | None:
     complete = []
     for path in folder.glob("checkpoint-*"):
         try:
-            complete.append((json.loads((path / "trainer_state.json").read_text())["global_step"], path))
+            complete.append(
+                (json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))["global_step"], path)
+            )
         except (OSError, ValueError):
             shutil.rmtree(path)
     return max(complete)[1] if complete else None

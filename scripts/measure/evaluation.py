@@ -176,7 +176,7 @@ class Harness:
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
         )
         self._ask(json.dumps(model_arguments(cfg, checkpoint)))
 

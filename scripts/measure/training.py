@@ -225,10 +225,10 @@ def peak_memory(method: str, size: Size, folder: Path) -> int:
 
 def own_peak_memory(method: str, size: Size, folder: Path) -> int:
     step = training_step(adapted(method, size, folder), size)
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading (Linux)
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forget the peak of loading (Linux)
     step()
     step()
-    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")]
+    [line] = [line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM:")]
     return int(line.split()[1]) * 1024
 
 

@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from omegaconf import DictConfig
 
 from scripts.config import compose
-from scripts.table import collect, grid, statistics
+from scripts.table import collect, grid, schema, statistics
 from scripts.table.produce import evaluate_missing
 from scripts.table.summary import AVERAGE, Entry, better, difference, same_items, strata
-
-RELATIONS = ("higher", "lower", "reaches")
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ def render_claims(outcomes: Sequence[Outcome], profile: str, seeds: Sequence[int
 def outcomes_of(overrides: Sequence[str]) -> list[Outcome]:
     """The outcomes of the claims on one table, whose cells are all finished."""
     cfg = compose(overrides)
-    claims(cfg)
+    _refuse_left_out(cfg)
     table = cfg.table.name
     cells = grid.cells(cfg, overrides)
     missing = grid.untrained(cells)
@@ -96,16 +94,25 @@ def outcomes_of(overrides: Sequence[str]) -> list[Outcome]:
 
 
 def claims(cfg: DictConfig) -> list[Claim]:
-    """The claims that the table's yaml makes of its rows. Raises ValueError for one that cannot be judged."""
-    rows = {(row.label, row.rank or ""): row for row in grid.rows(cfg)}
+    """The claims that the table's yaml makes. Raises ValueError for a wrong key, or a row that the table lacks."""
+    schema.check(cfg.table)
+    rows = {(row.label, row.rank or "") for row in grid.rows(cfg)}
     found = [Claim(c.text, tuple(c.row), c.relation, tuple(c.than)) for c in cfg.table.get("claims", [])]
     for claim in found:
-        where = f"Table '{cfg.table.name}', claim '{claim.text}'"
-        if claim.relation not in RELATIONS:
-            raise ValueError(f"{where}: relation={claim.relation} is none of {', '.join(RELATIONS)}.")
         for row in (claim.row, claim.than):
             if row not in rows:
-                raise ValueError(f"{where}: the table has no row {' '.join(row)}.")
-            if not rows[row].methods:
-                raise ValueError(f"{where}: the row {' '.join(row)} is left out by methods={list(cfg.methods)}.")
+                raise ValueError(f"{_where(cfg, claim)}: the table has no row {' '.join(row)}.")
     return found
+
+
+def _refuse_left_out(cfg: DictConfig) -> None:
+    methods = {(row.label, row.rank or ""): row.methods for row in grid.rows(cfg)}
+    for claim in claims(cfg):
+        for row in (claim.row, claim.than):
+            if not methods[row]:
+                left_out = f"the row {' '.join(row)} is left out by methods={list(cfg.methods)}"
+                raise ValueError(f"{_where(cfg, claim)}: {left_out}; run all rows that the claims name.")
+
+
+def _where(cfg: DictConfig, claim: Claim) -> str:
+    return f"Table '{cfg.table.name}', claim '{claim.text}'"

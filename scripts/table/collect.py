@@ -133,4 +133,4 @@ def _mean(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 
 def _json(path: Path) -> Any:
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -3,13 +3,13 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from eval import benchmarks
 from scripts.cell import runs
 from scripts.config import CONFIGS, choices, compose, unknown
+from scripts.table import schema
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,12 @@ def rows(cfg: DictConfig) -> list[Row]:
 
 def shown_benchmarks(cfg: DictConfig) -> list[str]:
     """The benchmarks of the table's columns, in their order. Raises ValueError for a column that no benchmark has."""
+    for name, config in cfg.benchmark.items():
+        if not isinstance(config, DictConfig):
+            raise ValueError(
+                f"A file of configs/benchmark sets benchmark.{name}={config}; begin it with a line "
+                "`# @package benchmark.NAME`, with its own name."
+            )
     owner = benchmarks.columns(cfg.benchmark.values())
     for column in cfg.table.columns:
         if column not in owner:
@@ -68,23 +74,32 @@ def check_methods(methods: Sequence[str]) -> None:
 
 def check_table(cfg: DictConfig) -> None:
     """Refuse a table's yaml that would fail, or mix numbers, once its cells are trained. Raises ValueError."""
+    schema.check(cfg.table)
     where = f"Table '{cfg.table.name}'"
-    for row in cfg.table.rows:
-        if missing := [key for key in ("label", "rank", "methods") if key not in row]:
-            raise ValueError(f"{where}: a row lacks {', '.join(missing)}: {OmegaConf.to_container(row)}.")
     named = [method for row in cfg.table.rows for method in row.methods]
-    _refuse_repeated(where, "row", [(row.label, row.rank) for row in cfg.table.rows])
+    _refuse_repeated(where, "row", [f"{row.label} {row.rank or ''}".strip() for row in cfg.table.rows])
     _refuse_repeated(where, "method", named)
-    _refuse_repeated(where, "column", cfg.table.columns)
-    _refuse_repeated(where, "dataset", cfg.table.datasets)
     for group, names in (("method", named), ("dataset", cfg.table.datasets)):
         for name in names:
             if name not in choices(group):
                 raise ValueError(f"{where}: {unknown(group, name, choices(group))}")
     for row in cfg.table.rows:
-        if row.get("against") not in (None, *named):
-            raise ValueError(f"{where}, row {row.label}: against={row.against} is no method of this table.")
+        against = row.get("against")
+        if against not in (None, *named):
+            raise ValueError(f"{where}, row {row.label}, against: {unknown('method of this table', against, named)}")
     shown_benchmarks(cfg)
+
+
+def check_method(cfg: DictConfig, file: str) -> None:
+    """Refuse a method's yaml without what a run's key and a table need. Raises ValueError.
+
+    file: the yaml's name without its ending; runs are filed under it
+    """
+    where = f"configs/method/{file}.yaml"
+    if missing := [key for key in ("name", "version", "label", "config") if key not in cfg.method]:
+        raise ValueError(f"{where} lacks {', '.join(missing)}; see configs/method/mos.yaml.")
+    if cfg.method.name != file:
+        raise ValueError(f"{where} says name: {cfg.method.name}; write name: {file}, or its runs mix with the other's.")
 
 
 def cells(cfg: DictConfig, overrides: Sequence[str]) -> list[Cell]:
@@ -104,6 +119,7 @@ def cells(cfg: DictConfig, overrides: Sequence[str]) -> list[Cell]:
     found = []
     for method in methods:
         base = compose([*overrides, f"method={method}"])
+        check_method(base, method)
         vanilla = base.method.config is None
         for name in [None] if vanilla else datasets:
             tested = shown if name is None else [b for b in datasets[name].benchmarks if b in shown]
@@ -128,6 +144,9 @@ def untrained(found: Sequence[Cell]) -> list[Cell]:
 def _datasets(cfg: DictConfig, overrides: Sequence[str], method: str, shown: Sequence[str]) -> dict[str, DictConfig]:
     """The table's training sets by name. Raises ValueError unless exactly one trains for each shown benchmark."""
     found = {name: compose([*overrides, f"method={method}", f"dataset={name}"]).dataset for name in cfg.table.datasets}
+    for name, dataset in found.items():
+        if dataset.get("name") != name:
+            raise ValueError(f"configs/dataset/{name}.yaml says name: {dataset.get('name')}; write name: {name}.")
     for benchmark in shown:
         trained = [name for name, dataset in found.items() if benchmark in dataset.benchmarks]
         if len(trained) != 1:
@@ -145,12 +164,11 @@ def _datasets(cfg: DictConfig, overrides: Sequence[str], method: str, shown: Seq
     return found
 
 
-def _refuse_repeated(where: str, kind: str, names: Iterable[Any]) -> None:
-    seen = set()
+def _refuse_repeated(where: str, kind: str, names: Iterable[str]) -> None:
+    seen: set[str] = set()
     for name in names:
         if name in seen:
-            text = name if isinstance(name, str) else " ".join(part for part in name if part)
-            raise ValueError(f"{where} has the {kind} '{text}' twice; its cells would be counted together.")
+            raise ValueError(f"{where} has the {kind} '{name}' twice; its cells would be counted together.")
         seen.add(name)
 
 

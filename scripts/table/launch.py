@@ -21,7 +21,7 @@ from hydra.types import HydraContext, RunMode
 from joblib.externals.loky import get_reusable_executor
 from omegaconf import DictConfig
 
-from scripts.command import sentence
+from scripts.command import print_in_any_locale, sentence
 from scripts.config import CONFIGS, completed
 from scripts.table import local
 
@@ -91,6 +91,7 @@ def train_job(cfg: DictConfig) -> None:
 
     if "SUBMITIT_FOLDER" in os.environ:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit ignores it, and `scancel` would kill all after a while
+    print_in_any_locale()
     train(cfg)
 
 

@@ -12,7 +12,7 @@ from multiprocessing import get_context
 from tqdm import tqdm
 
 from scripts.cell.process import start_worker
-from scripts.command import EXPECTED, sentence
+from scripts.command import EXPECTED, print_in_any_locale, sentence
 from scripts.config import compose
 
 Work = Callable[[Sequence[str]], None]
@@ -100,13 +100,18 @@ def _line(job: Sequence[str], work: Work, error: str) -> str:
     return f"{' '.join(job)}: {what}{error}"
 
 
+def _start(threads: int) -> None:
+    start_worker(threads)
+    print_in_any_locale()
+
+
 def _pool(workers: int) -> ProcessPoolExecutor:
     import torch
 
     return ProcessPoolExecutor(
         workers,
         mp_context=get_context("spawn"),
-        initializer=start_worker,
+        initializer=_start,
         initargs=(max(1, len(os.sched_getaffinity(0)) // workers),),
         max_tasks_per_child=1 if torch.cuda.is_available() else None,
     )

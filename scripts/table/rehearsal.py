@@ -13,6 +13,7 @@ from scripts.cell.evaluation import load_benchmark
 from scripts.cell.settings import TrainerSettings
 from scripts.config import choices, compose, unknown
 from scripts.table import grid, notes
+from scripts.table.claims import claims
 from scripts.table.produce import drawn, results_folder
 from scripts.table.summary import Entry
 
@@ -25,6 +26,7 @@ def rehearse(cfg: DictConfig, overrides: Sequence[str]) -> None:
     Raises ValueError, FileNotFoundError and others, each with one sentence, for what would end the table later.
     """
     grid.check_table(cfg)
+    claims(cfg)
     TrainerSettings.of(cfg.trainer)
     check_launcher(cfg)
     for name in grid.shown_benchmarks(cfg):

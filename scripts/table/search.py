@@ -28,12 +28,15 @@ class Combination:
 
 
 def combinations(cfg: DictConfig, overrides: Sequence[str]) -> list[Combination]:
-    """Every combination of `search.grid`, the impossible ones with the sentence that says why."""
+    """Every combination of `search.grid`, the impossible ones with the sentence that says why.
+
+    Raises ValueError if it names no setting.
+    """
     grids = {f"{section}.{key}": values for section, own in cfg.search.grid.items() for key, values in own.items()}
-    keys, choices = zip(*grids.items(), strict=True)
-    return [
-        _combination(cfg, overrides, dict(zip(keys, values, strict=True))) for values in itertools.product(*choices)
-    ]
+    if not grids:
+        raise ValueError(f"search.grid of '{cfg.search.name}' names no setting; see configs/search/lr.yaml.")
+    tried = [dict(zip(grids, values, strict=True)) for values in itertools.product(*grids.values())]
+    return [_combination(cfg, overrides, settings) for settings in tried]
 
 
 def ranking(found: Sequence[Combination]) -> pd.DataFrame:

@@ -57,8 +57,11 @@ def test_every_claim_names_rows_of_its_table(table):
     ("override", "sentence"),
     [
         ("table.claims.0.row=[MoS, '5']", "claim 'Sharing alone hurts': the table has no row MoS 5"),
-        ("table.claims.0.relation=above", "relation=above is none of higher, lower, reaches"),
-        ("methods=[lora_r2]", r"the row Pure Sharing 64 is left out by methods=\['lora_r2'\]"),
+        (
+            "table.claims.0.relation=above",
+            r"table.claims\[0\].relation=above is refused: .* or 'reaches'",
+        ),
+        ("table.claims.0.row=MoS 4/8", r"table.claims\[0\].row=MoS 4/8 is refused: .* E.g. row: "),
     ],
 )
 def test_a_claim_that_cannot_be_judged_is_refused(override, sentence):
@@ -67,6 +70,11 @@ def test_a_claim_that_cannot_be_judged_is_refused(override, sentence):
     OmegaConf.update(cfg, key, OmegaConf.create(f"v: {value}").v)
     with pytest.raises(ValueError, match=sentence):
         claims.claims(cfg)
+
+
+def test_a_row_that_was_left_out_cannot_be_judged():
+    with pytest.raises(ValueError, match=r"the row Pure Sharing 64 is left out by methods=\['lora_r2'\]; run all"):
+        claims.outcomes_of(["table=table1", "methods=[lora_r2]"])
 
 
 def test_the_page_says_what_was_compared():
