@@ -38,6 +38,8 @@ CUSTOM = {
     "MLP LayerNorm": ("MLP_LayerNorm", {"target_modules": ["lin0", "lin1"]}),
     "MLP2": ("MLP2", {"target_modules": ["lin0"]}),
     "Conv1D": ("EmbConv1D", {"target_modules": ["conv1d"], "shards_per_vector": 1}),
+    "Parameter": ("MlpUsingParameters", {"target_modules": [], "target_parameters": ["lin0.weight"]}),
+    "Parameters": ("MlpUsingParameters", {"target_modules": [], "target_parameters": ["lin0.weight", "lin1.weight"]}),
     "Conv1D and Linear": ("EmbConv1D", {"target_modules": ["conv1d", "lin0"], "shards_per_vector": 1}),
 }
 RANDOM = {"init_weights": False}
@@ -58,6 +60,12 @@ def language_models(task_type: str | None) -> list[tuple[type[MosConfig], dict[s
     return [(SmallMos, {"task_type": task_type, "target_modules": None} | settings) for settings in LANGUAGE]
 
 
+EXPERTS = {
+    "one parameter": ([], ["mlp.experts.down_proj"]),
+    "on different blocks": ([], ["0.mlp.experts.gate_up_proj", "1.mlp.experts.down_proj"]),
+    "both, and default layers": (None, ["mlp.experts.down_proj", "mlp.experts.gate_up_proj"]),
+    "with layers": (["q_proj", "v_proj"], ["mlp.experts.down_proj"]),
+}
 ONE_CASE = "config_cls"
 CASE = "config_cls,config_kwargs"
 # By file, then by the names that a parametrisation has there: what it runs over.
@@ -76,6 +84,16 @@ CASES: dict[str, dict[str, list[Any]]] = {
     "test_seq_classifier": {CASE: language_models("SEQ_CLS")},
     "test_config": {"config_class,mandatory_kwargs": [(MosConfig, {})], "config_class": [MosConfig]},
     "test_quantization": {CASE: [(SmallMos, settings) for settings in LANGUAGE]},
+    "test_target_parameters": {
+        "model_id,config_cls,config_kwargs": [
+            (
+                "trl-internal-testing/tiny-GptOssForCausalLM",
+                SmallMos,
+                {"task_type": "CAUSAL_LM", "target_modules": modules, "target_parameters": parameters},
+            )
+            for modules, parameters in EXPERTS.values()
+        ]
+    },
     "test_low_level_api": {"config": [SmallMos()]},
 }
 # Tests that name LoRA in their body; there, LoraConfig means MoS.
@@ -91,6 +109,7 @@ LEFT_OUT = {
     "add_second_adapter_with_all_linear": "asserts that adapter weights are nn.Linear modules, which pools are not",
     "does_not_target_classifier_head": "counts layers by the class LoraLayer",
     "prompt_learning": "not about tuners",
+    "mixed_adapter_batches[trl-internal-testing/tiny-gptoss": "the words of LoRA's refusal; `test_experts.py` has ours",
     "batches_unsupported_layer_raises": "targets an embedding, which MoS refuses when it is added",
     "batches_mha_raises": "targets MultiheadAttention, which MoS refuses when it is added",
     "default_target_modules_list_of_str": "adds an architecture to the defaults of LoRA and DeLoRA",

@@ -5,7 +5,7 @@ name LoRA in their body, with MoS in its place. PEFT's models come from the hub;
 architectures stand in a folder here, which transformers reads instead. What is left out of these, and why, is
 `peft_suite.LEFT_OUT` and, for tests that skip themselves, `SKIPPED`. PEFT's other files are about one method each, or
 need a GPU or the hub: `test_torch_compile.py` (marked for one GPU; its data come from the hub), `test_vision_models.py`
-(Conv2d, which MoS does not adapt), `test_target_parameters.py` (asserts on LoRA's classes; see `test_experts.py`).
+(Conv2d, which MoS does not adapt).
 """
 
 import os
@@ -31,6 +31,7 @@ HUB = {
     "peft-internal-testing/tiny-random-LlamaForCausalLM": "Llama",
     "peft-internal-testing/tiny-dummy-qwen2": "Qwen2",
     "hf-internal-testing/tiny-random-Gemma3ForCausalLM": "Gemma 3",
+    "trl-internal-testing/tiny-GptOssForCausalLM": "gpt-oss",
     "peft-internal-testing/tiny-random-GPTNeoXForCausalLM": "GPT-NeoX",
     "peft-internal-testing/tiny-random-t5": "T5",
     "peft-internal-testing/tiny-random-T5ForConditionalGeneration-calibrated": "T5",
@@ -47,6 +48,7 @@ SKIPPED = {
     "Testing bias warnings only for": "the words of LoRA's warning",
     "Multiple active adapters with modules_to_save": "PEFT serves none",
     "layers have no bias term": "meant for BEFT, but skips every method",
+    "FSDP \\+ target_param": "skipped for every method",
 }
 PACKAGES = ["parameterized", "diffusers"]  # which PEFT's tests import
 
