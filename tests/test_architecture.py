@@ -11,7 +11,7 @@ MAY_IMPORT = {
     "mos": set(),
     "mos_vllm": {"mos"},
     "data_prep": set(),
-    "eval": {"data_prep", "mos"},
+    "eval": {"data_prep", "mos_vllm"},
     "scripts": {"mos", "mos_vllm", "data_prep", "eval"},
 }
 

@@ -29,10 +29,10 @@ def without_compiling() -> AbstractContextManager[None]:
 
 @contextmanager
 def grouped_lora() -> Iterator[None]:
-    """An engine that is made in here applies LoRA on a CPU by `lora_cpu.GroupedLoRA` instead of vLLM's own."""
+    """An engine that is made in here applies LoRA on a CPU by `mos_vllm.lora_cpu.GroupedLoRA` instead of vLLM's own."""
     from vllm.platforms.cpu import CpuPlatform
 
-    from eval.engines.lora_cpu import GroupedLoRA
+    from mos_vllm.lora_cpu import GroupedLoRA
 
     name = f"{GroupedLoRA.__module__}.{GroupedLoRA.__name__}"
     before = CpuPlatform.__dict__["get_punica_wrapper"]

@@ -72,7 +72,7 @@ def test_vllms_own_lora_is_back_afterwards() -> None:
     cpu = pytest.importorskip("vllm.platforms.cpu")
     before = cpu.CpuPlatform.get_punica_wrapper()
     with pytest.raises(KeyError), private.grouped_lora():
-        assert cpu.CpuPlatform.get_punica_wrapper() == "eval.engines.lora_cpu.GroupedLoRA"
+        assert cpu.CpuPlatform.get_punica_wrapper() == "mos_vllm.lora_cpu.GroupedLoRA"
         raise KeyError
     assert cpu.CpuPlatform.get_punica_wrapper() == before
 
