@@ -41,9 +41,11 @@ def test_profile_and_model(profile, model):
 @pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("profile", PROFILES)
-def test_every_method_with_every_profile_and_model(profile, model):
+def test_every_method_with_every_profile_and_model(profile, model, tiny_checkpoint):
+    """Subset selection asks for the number of blocks, which a local model has in its folder."""
+    folder = [f"model.source.path={tiny_checkpoint}"] if model == "local" else []
     for method in METHODS:
-        check_method(compose([f"profile={profile}", f"model={model}", f"method={method}"]), method)
+        check_method(compose([f"profile={profile}", f"model={model}", *folder, f"method={method}"]), method)
 
 
 @pytest.mark.parametrize("table", choices("table"))
