@@ -26,6 +26,7 @@ from transformers import (
 
 from data_prep.storage import full_disk_named, made_once
 from scripts.cell import pretraining, runs
+from scripts.cell.process import die_with_parent
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
@@ -83,7 +84,7 @@ def in_own_process(function: Callable[..., None], *arguments: object) -> None:
     if not torch.cuda.is_available():
         function(*arguments)
         return
-    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+    with ProcessPoolExecutor(1, get_context("spawn"), die_with_parent) as process:
         process.submit(function, *arguments).result()
 
 
@@ -193,12 +194,12 @@ def _from_hub(model: DictConfig) -> Loaded:
     except (GatedRepoError, RepositoryNotFoundError) as error:
         raise PermissionError(
             f"'{repo}' is gated or unknown to this account: accept its licence on the hub and set HF_TOKEN, "
-            "or use a copy of your own (model=local model.source.path=...)."
+            "or use a copy of your own (model=local local_model=...)."
         ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, HTTPError, OSError) as error:
         raise ConnectionError(
             f"'{repo}' at revision {model.source.revision} cannot be fetched from the hub "
-            f"({type(error).__name__}); check the network, or use a copy (model=local model.source.path=...)."
+            f"({type(error).__name__}); check the network, or use a copy (model=local local_model=...)."
         ) from error
     return _load(Path(folder), dtype="auto")
 

@@ -69,7 +69,7 @@ def model_key(model: DictConfig) -> str:
     """Eight hex digits that name a base model: config, content of a local folder, version of a generator."""
     source = _plain(model.source)
     if source["kind"] == "local":
-        source["path"] = _content_key(Path(source["path"]))
+        source["path"] = _content_key(source["path"])
     if source["kind"] == "generated":
         source["text"] = micro.key(source["seed"])
     if source["kind"] == "gguf":
@@ -116,7 +116,10 @@ def _data_identity(cfg: DictConfig) -> dict[str, Any]:
     return known | {"files": fingerprint(files, Path(cfg.cache_dir))}
 
 
-def _content_key(folder: Path) -> str:
+def _content_key(path: str | None) -> str:
+    if path is None:
+        raise FileNotFoundError("model=local names no folder; give local_model=path/to/checkpoint.")
+    folder = Path(path)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"model.source.path: {folder} holds no checkpoint (no config.json).")
     files = sorted(path for path in folder.iterdir() if path.is_file())
