@@ -49,7 +49,7 @@ def model_config(model: DictConfig) -> PreTrainedConfig:
 
 def _missing(model: DictConfig) -> str:
     if model.source.kind == "local":
-        return f"local_model={model.source.path} holds no config.json; give the folder of a saved model."
+        return f"model.source.path={model.source.path} holds no config.json; give the folder of a saved model."
     return (
         f"The config of model '{model.name}' has no `architecture`, the arguments of its transformers config; add them "
         "as in configs/model/qwen3_0_6b.yaml."
