@@ -13,11 +13,12 @@ from hydra.errors import HydraException, InstantiationException, MissingConfigEx
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from scripts import settings
 from scripts.config import CONFIGS, choices, completed, given
 
-EXPECTED = (ValueError, OSError, ArithmeticError, ImportError, HydraException, OmegaConfBaseException)
+EXPECTED = (ValueError, OSError, ArithmeticError, ImportError, HydraException, OmegaConfBaseException, YAMLError)
 
 
 class CellFailed(Exception):

@@ -17,10 +17,10 @@ CONFIGS = Path(os.environ.get("MOS_CONFIGS") or ROOT / "configs").resolve()
 
 # A table, a search and the claims choose these for each of their cells, so one on the command line would be lost.
 MEANT = {
-    "model": "models={{{model}:{value}}}",
-    "method": "methods=[{value}] (in a search: search.method={value})",
-    "dataset": "table.datasets=[{value}] (in a search: search.datasets=[{value}])",
-    "seed": "seeds=[{value}]",
+    "model": "each cell has its own; use models={{{role}:{value}}}",
+    "method": "each cell has its own; use methods=[{value}] (in a search: search.method={value})",
+    "dataset": "each cell has its own; use table.datasets=[{value}] (in a search: search.datasets=[{value}])",
+    "seed": "each cell has its own; use seeds=[{value}]",
 }
 
 
@@ -67,8 +67,8 @@ def shared_overrides(cfg: DictConfig) -> list[str]:
 
     Raises ValueError for an override that each cell chooses for itself, naming the key that is meant.
     """
-    refuse_lost(given(), str(cfg.table.model))
     role = str(cfg.table.model)
+    refuse_lost(given(), MEANT, role)
     if role not in cfg.models:
         raise ValueError(unknown(f"model of table '{cfg.table.name}'", role, cfg.models))
     return [*given(), f"model={cfg.models[role]}"]
@@ -79,16 +79,15 @@ def given() -> list[str]:
     return [override for override in HydraConfig.get().overrides.task if override != _every_benchmark()]
 
 
-def refuse_lost(overrides: Sequence[str], model: str, meant: Mapping[str, str] = MEANT) -> None:
-    """Raise ValueError for an override that the cells would replace by their own.
+def refuse_lost(overrides: Sequence[str], meant: Mapping[str, str], role: str = "") -> None:
+    """Raise ValueError for an override that a command would replace by its own choices.
 
-    model: the role of the table's model in the profile, e.g. `7b`
+    meant: key -> why it is replaced, and what to write instead;  role: of the table's model in the profile, e.g. `7b`
     """
     for override in overrides:
         key, _, value = override.lstrip("+").partition("=")
         if key in meant:
-            key_meant = meant[key].format(model=model, value=value)
-            raise ValueError(f"{override} would have no effect: each cell has its own {key}. Use {key_meant}.")
+            raise ValueError(f"{override} would have no effect: {meant[key].format(role=role, value=value)}.")
 
 
 def _every_benchmark() -> str:

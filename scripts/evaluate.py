@@ -15,12 +15,15 @@ from rich.table import Table
 from scripts.cell import runs
 from scripts.cell.evaluation import evaluate_runs, scores
 from scripts.command import entry_point
-from scripts.config import given
+from scripts.config import given, refuse_lost
 from scripts.table.grid import shown_benchmarks
+
+OF_A_RUN = dict.fromkeys(("model", "method", "dataset", "seed"), "each run has its own; choose runs by runs=[...]")
 
 
 @entry_point
 def main(cfg: DictConfig) -> None:
+    refuse_lost(given(), OF_A_RUN)
     if not cfg.runs:
         raise ValueError("runs=[] names no run; give finished run directories, e.g. runs=[runs/smol/...].")
     asked = any(override.startswith("benchmark=") for override in given())

@@ -69,6 +69,8 @@ def model_key(model: DictConfig) -> str:
     """Eight hex digits that name a base model: config, content of a local folder, version of a generator."""
     source = _plain(model.source)
     if source["kind"] == "local":
+        if source["path"] in (None, "???"):
+            raise ValueError("A local model needs its checkpoint folder: local_model=/models/mine.")
         source["path"] = _content_key(source["path"])
     if source["kind"] == "generated":
         source["text"] = micro.key(source["seed"])

@@ -50,7 +50,9 @@ class TrainerSettings(BaseModel):
         """Raises ValueError naming the setting, its value and what is wanted."""
         values: Any = OmegaConf.to_container(trainer, resolve=True)
         settings = checked(cls, values, prefix="trainer.")
-        SchedulerType(settings.scheduler)  # its error lists the known ones
+        if settings.scheduler not in list(SchedulerType):
+            known = ", ".join(SchedulerType)
+            raise ValueError(f"trainer.scheduler={settings.scheduler} is refused: choose one of {known}.")
         share = settings.micro_batch_size * processes()
         if settings.batch_size % share:
             raise ValueError(

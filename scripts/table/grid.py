@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -50,12 +51,7 @@ def rows(cfg: DictConfig) -> list[Row]:
 
 def shown_benchmarks(cfg: DictConfig) -> list[str]:
     """The benchmarks of the table's columns, in their order. Raises ValueError for a column that no benchmark has."""
-    for name, config in cfg.benchmark.items():
-        if not isinstance(config, DictConfig):
-            raise ValueError(
-                f"A file of configs/benchmark sets benchmark.{name}={config}; begin it with a line "
-                "`# @package benchmark.NAME`, with its own name."
-            )
+    _check_benchmarks(cfg)
     owner = benchmarks.columns(cfg.benchmark.values())
     for column in cfg.table.columns:
         if column not in owner:
@@ -63,10 +59,28 @@ def shown_benchmarks(cfg: DictConfig) -> list[str]:
     return list(dict.fromkeys(owner[column] for column in cfg.table.columns))
 
 
+def _check_benchmarks(cfg: DictConfig) -> None:
+    """What decides which benchmark a column belongs to; the rest is checked by `eval.benchmarks.check`."""
+    for name, config in cfg.benchmark.items():
+        if not isinstance(config, DictConfig):
+            raise ValueError(
+                f"A file of configs/benchmark sets benchmark.{name}={config}; begin it with a line "
+                "`# @package benchmark.NAME`, with its own name."
+            )
+        if config.get("name") != name:
+            raise ValueError(
+                f"A file of configs/benchmark sets benchmark.{name}, but says name: {config.get('name')}; its name, "
+                "`name:` and `# @package benchmark.NAME` must be the same."
+            )
+        if not config.get("columns"):
+            raise ValueError(f"configs/benchmark/{name}.yaml lacks columns.")
+
+
 def check_methods(methods: Sequence[str]) -> None:
     """Refuse a method that no table has. Raises ValueError naming it, the nearest and all the known ones."""
-    tables = [OmegaConf.load(path) for path in sorted((CONFIGS / "table").glob("*.yaml"))]
-    known = {method for table in tables for row in table.rows for method in row.methods}
+    tables: list[Any] = [OmegaConf.to_container(OmegaConf.load(path)) for path in (CONFIGS / "table").glob("*.yaml")]
+    rows = [row for table in tables for row in table.get("rows") or [] if isinstance(row, dict)]
+    known = {method for row in rows for method in row.get("methods") or []}
     for method in methods:
         if method not in known:
             raise ValueError(f"No table has it: {unknown('method', method, known)}")

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from data_prep.sources import held, locate
 from eval import benchmarks
@@ -14,7 +15,7 @@ from scripts.cell.settings import TrainerSettings
 from scripts.config import choices, compose, unknown
 from scripts.table import grid, notes
 from scripts.table.claims import claims
-from scripts.table.produce import drawn, results_folder
+from scripts.table.produce import drawn
 from scripts.table.summary import Entry
 
 ITEMS = 12  # of a dry benchmark: two tasks of six
@@ -29,17 +30,19 @@ def rehearse(cfg: DictConfig, overrides: Sequence[str]) -> None:
     claims(cfg)
     TrainerSettings.of(cfg.trainer)
     check_launcher(cfg)
-    for name in grid.shown_benchmarks(cfg):
-        benchmarks.prompting(cfg.benchmark[name], cfg.evaluation.variant, chat=True)
+    shown = grid.shown_benchmarks(cfg)
+    for name in shown:
+        config: Any = OmegaConf.to_container(cfg.benchmark[name], resolve=True)
+        benchmarks.check(config)
+        benchmarks.prompting(config, cfg.evaluation.variant, chat=True)
+    for name in shown:
         load_benchmark(cfg, name)
     for name in cfg.table.datasets:
         source = compose([*overrides, f"dataset={name}"]).dataset.source
         if source.messages is None:
             locate(source, cfg.data, Path(cfg.cache_dir))
         held(source, cfg.data, Path(cfg.cache_dir))
-    drawn(cfg, dry_entries(cfg), grid.shown_benchmarks(cfg)[:1], {}, notes.differences(cfg))
-    if not results_folder(cfg, overrides).name:
-        raise ValueError(f"results_dir={cfg.results_dir} and profile={cfg.profile} name no folder.")
+    drawn(cfg, dry_entries(cfg), shown[:1], {}, notes.differences(cfg))
 
 
 def check_launcher(cfg: DictConfig) -> None:

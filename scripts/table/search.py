@@ -32,7 +32,9 @@ def combinations(cfg: DictConfig, overrides: Sequence[str]) -> list[Combination]
 
     Raises ValueError if it names no setting.
     """
-    grids = {f"{section}.{key}": values for section, own in cfg.search.grid.items() for key, values in own.items()}
+    grids = {
+        f"{section}.{key}": values for section, own in (cfg.search.grid or {}).items() for key, values in own.items()
+    }
     if not grids:
         raise ValueError(f"search.grid of '{cfg.search.name}' names no setting; see configs/search/lr.yaml.")
     tried = [dict(zip(grids, values, strict=True)) for values in itertools.product(*grids.values())]
