@@ -46,7 +46,9 @@ LONGEST = 100  # characters of a folder's name
 
 def is_ordinary(override: str) -> bool:
     """Whether an override leaves the experiment what it is.   override: as on the command line, or a bare key"""
-    key = re.split(r"[=@]", override.lstrip("+~"))[0].replace("/", ".")
+    key = _key(override)
+    if "@" in override.partition("=")[0]:
+        return False  # it puts a config group into another section, which may be any
     if key == "model":
         return True  # `shared_overrides` sets it, to the model that plays the table's in the profile
     if key.partition(".")[0] in WHOLE and "." in key:
@@ -55,14 +57,29 @@ def is_ordinary(override: str) -> bool:
 
 
 def changes(overrides: Sequence[str]) -> list[str]:
-    """The overrides that make this another experiment than the profile's, sorted."""
-    return sorted(override for override in overrides if not is_ordinary(override))
+    """The overrides that make this another experiment than the profile's; of several for one key, the last.
+
+    Sorted, unless one of them changes a part of another (`models={...}` and `models.7b=...`): their order matters.
+    """
+    last = {_key(override): override for override in overrides if not is_ordinary(override)}
+    nested = any(key.startswith(f"{other}.") for key in last for other in last)
+    return list(last.values()) if nested else sorted(last.values())
 
 
 def variant(overrides: Sequence[str]) -> str:
-    """The name of the folder for such an experiment, so that it never overwrites the profile's table; else ''."""
-    text = "+".join(changes(overrides))
-    name = re.sub(r"[^\w.=+-]+", "_", text)
-    if name == text and len(name) <= LONGEST:
+    """The name of the folder for such an experiment, so that it never overwrites the profile's table; else ''.
+
+    It is readable where it can be. A text that is long, or has signs or capitals that a file system may not keep apart,
+    gets eight hex digits of its content.
+    """
+    found = changes(overrides)
+    name = "+".join(found)
+    if all(re.fullmatch(r"[a-z0-9_.=-]+", change) for change in found) and len(name) <= LONGEST:
         return name
-    return f"{name[:LONGEST]}-{digest(text)[:8]}"  # two texts may look alike once their signs are replaced
+    readable = re.sub(r"[^\w.=+-]+", "_", name, flags=re.ASCII)[:LONGEST]
+    return f"{readable}-{digest(found)[:8]}"
+
+
+def _key(override: str) -> str:
+    """The dotted key of an override: `hydra.launcher` of `hydra/launcher=ray`."""
+    return re.split(r"[=@]", override.lstrip("+~"))[0].replace("/", ".")
