@@ -31,7 +31,7 @@ class Weight(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if name == "weight":
+        if name == "weight" and isinstance(value, nn.Parameter):  # FSDP1 sets views, of each module on its own
             self.sharded = self.sharded or isinstance(value, DTensor)
             for other in () if self.sharded else self.tied:
                 other._parameters["weight"] = self._parameters["weight"]

@@ -43,7 +43,7 @@ SKIPPED = {
     "requires a hardware accelerator|requires a GPU|requires CUDA": "no accelerator here",
     "Bnb 4 bit quant with CPU": "merging into 4 bits is not exact; tests/mos/test_base.py bounds the error",
     "pre-quantized": "GPTQ has no unquantized twin",
-    "Test not applicable for|does not apply to": "prompt learning, IA3, AdaLoRA or aLoRA only",
+    "Test not applicable for|does not apply to|not prompt learning": "prompt learning, IA3, AdaLoRA or aLoRA only",
     "Mixed adapter batches not supported": "a second check by class, in the files for LoRA's relatives",
     "Testing bias warnings only for": "the words of LoRA's warning",
     "Multiple active adapters with modules_to_save": "PEFT serves none",
