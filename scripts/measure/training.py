@@ -228,7 +228,8 @@ def own_peak_memory(method: str, size: Size, folder: Path) -> int:
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forget the peak of loading (Linux)
     step()
     step()
-    [line] = [line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM:")]
+    status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    [line] = [line for line in status if line.startswith("VmHWM:")]
     return int(line.split()[1]) * 1024
 
 

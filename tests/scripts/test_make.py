@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from scripts import make
+from scripts import variables as handed
 from scripts.config import compose
 from scripts.settings import check
 
@@ -26,13 +27,13 @@ ODD = [
 @given(FOLDERS | st.text("\\${}'\"", min_size=1))
 @settings(deadline=None)
 def test_any_text_comes_out_of_hydras_grammar_as_it_was(folder: str) -> None:
-    value = OverridesParser.create().parse_override(f"data={make.quoted(folder)}").value()
+    value = OverridesParser.create().parse_override(f"data={handed.quoted(folder)}").value()
     assert OmegaConf.create({"data": str(value)}).data == folder
 
 
 @pytest.mark.parametrize("folder", ODD)
 def test_an_odd_text_comes_out_of_hydra_as_it_was(folder: str) -> None:
-    assert compose([f"data={make.quoted(folder)}"]).data == folder
+    assert compose([f"data={handed.quoted(folder)}"]).data == folder
 
 
 @pytest.mark.parametrize("profile", ["printed", "published", "a/b", "..", ""])
@@ -100,5 +101,5 @@ def test_a_seed_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch, se
 
 
 def test_dry_0_does_not_mean_dry() -> None:
-    assert make.overrides({"MAKE_PROFILE": "smol", "MAKE_DRY": "0"}) == ["profile=smol", "dry=false"]
-    assert make.overrides({"MAKE_PROFILE": "smol", "MAKE_SKIP_PREFLIGHT": "0"}) == ["profile=smol"]
+    assert handed.overrides({"MAKE_PROFILE": "smol", "MAKE_DRY": "0"}) == ["profile=smol", "dry=false"]
+    assert handed.overrides({"MAKE_PROFILE": "smol", "MAKE_SKIP_PREFLIGHT": "0"}) == ["profile=smol"]

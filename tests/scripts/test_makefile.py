@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import make
+from scripts import variables as handed
 from scripts.config import ROOT
 
 SET = {
@@ -67,7 +67,7 @@ def commands(done: subprocess.CompletedProcess[str]) -> list[tuple[list[str], li
     """The arguments of each started Python, and the overrides that scripts/make.py adds."""
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
-    return [(arguments, make.overrides(given)) for arguments, given in lines]
+    return [(arguments, handed.overrides(given)) for arguments, given in lines]
 
 
 @pytest.mark.parametrize("table", ["table1", "table2", "table3"])
@@ -90,7 +90,7 @@ def test_unset_and_empty_variables_are_left_to_the_profile(python: str) -> None:
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_any_folder_can_be_data(python: str, folder: str) -> None:
     ((_, overrides),) = commands(run("table2", python, "PROFILE=smol", f"DATA={folder}"))
-    assert overrides == ["profile=smol", f"data={make.quoted(folder)}"]
+    assert overrides == ["profile=smol", f"data={handed.quoted(folder)}"]
 
 
 def test_tables_are_all_three(python: str) -> None:
@@ -100,8 +100,8 @@ def test_tables_are_all_three(python: str) -> None:
 
 
 def test_without_a_profile_the_machine_decides(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(make, "default_profile", lambda: "chosen")
-    assert make.overrides({"MAKE_LIMIT": "2"}) == ["profile=chosen", "limit=2"]
+    monkeypatch.setattr(handed, "default_profile", lambda: "chosen")
+    assert handed.overrides({"MAKE_LIMIT": "2"}) == ["profile=chosen", "limit=2"]
 
 
 @pytest.mark.parametrize("target", ["plan", "preflight", "dashboard"])

@@ -17,7 +17,7 @@ from scripts.cell import base_model
 from scripts.check import preflight
 from scripts.check.walk import Check, LeftOut, walk
 from scripts.config import compose
-from scripts.make import overrides as of_make
+from scripts.variables import overrides as of_make
 
 ROOT = Path(__file__).resolve().parents[3]
 FIXTURES = ROOT / "tests" / "fixtures"
