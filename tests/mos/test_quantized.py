@@ -35,20 +35,18 @@ def nf4():
 
 
 def torchao():
-    from torchao.quantization import Int8WeightOnlyConfig
-
-    return TorchAoConfig(Int8WeightOnlyConfig())
+    quantization = pytest.importorskip("torchao.quantization")
+    return TorchAoConfig(quantization.Int8WeightOnlyConfig())
 
 
 def hqq(folder):
     """transformers 5.19 does not load with HqqConfig ("not available yet"), so the layers are put in by hand."""
-    from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
-
+    quantize = pytest.importorskip("hqq.core.quantize")
     model = LlamaForCausalLM.from_pretrained(folder).requires_grad_(False)
     layers = {n: m for n, m in model.model.named_modules() if isinstance(m, torch.nn.Linear)}
     for name, layer in layers.items():
-        config = BaseQuantizeConfig(nbits=8, group_size=64)
-        model.model.set_submodule(name, HQQLinear(layer, config, compute_dtype=torch.float32, device="cpu"))
+        config = quantize.BaseQuantizeConfig(nbits=8, group_size=64)
+        model.model.set_submodule(name, quantize.HQQLinear(layer, config, compute_dtype=torch.float32, device="cpu"))
     return model
 
 
