@@ -8,12 +8,14 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
 from transformers import TrainerCallback
 
 from eval import predictions
@@ -21,28 +23,67 @@ from eval.benchmarks import Item, spread
 from scripts.cell import runs
 
 SECONDS_TO_CONNECT = 20
+STEP = "train/global_step"
 ROWS = 200  # of a predictions table, spread over the benchmark's tasks
 
 
+class Tracker:
+    """The W&B run of a cell, or none. The first error of W&B becomes a warning on stderr, and no more is sent then."""
+
+    def __init__(self, run: Any = None) -> None:
+        self._run = run
+        self.is_on = run is not None  # there is a W&B run, and it has taken everything so far
+
+    def do(self, what: str, action: Callable[[Any], object]) -> None:
+        """Call `action` with the W&B run if it is on.   what: for the warning, e.g. `logging`"""
+        if not self.is_on:
+            return
+        try:
+            action(self._run)
+        except Exception as error:  # whatever its type: a tracker must not end a run
+            self.is_on = False
+            _warn(f"{what} failed", error)
+
+    def summarize(self, results: dict[str, Any]) -> None:
+        """Put the final numbers of a training into the summary."""
+        self.do("the summary", lambda run: run.summary.update(results))
+
+    def finish(self, failed: bool) -> None:
+        """Close the run, also after an error: what this process logs next would go into a run left open."""
+        try:
+            if self._run is not None:
+                self._run.finish(exit_code=int(failed))
+        except Exception as error:
+            if self.is_on:
+                _warn("finishing failed", error)
+            self.is_on = False
+
+
 @contextmanager
-def tracked(cfg: DictConfig, path: Path) -> Iterator[str]:
-    """A W&B run around a training; yields what the trainer shall report to (`wandb`, or `none` if it is disabled).
+def tracked(cfg: DictConfig, path: Path) -> Iterator[Tracker]:
+    """A W&B run around a training or an evaluation.
 
     `WANDB_MODE` (online, offline, disabled) decides; unset, it is offline without `WANDB_API_KEY`. Files go to
-    `<run>/wandb`.
+    `<run>/wandb`. If W&B cannot even be started, the tracker takes nothing.
     """
-    if _mode() == "disabled":
-        yield "none"
-        return
-    with _started(cfg, path):
-        yield "wandb"
+    tracker = Tracker(_started(cfg, path))
+    failed = True
+    try:
+        yield tracker
+        failed = False
+    finally:
+        tracker.finish(failed)
 
 
-class Throughput(TrainerCallback):
-    """Logs `train/examples_per_second`, over the steps since the last log; validation and saving are left out."""
+class Curves(TrainerCallback):
+    """Logs what the trainer logs, and `train/examples_per_second` since its last log, without validation and saving."""
 
-    def __init__(self) -> None:
+    def __init__(self, tracker: Tracker) -> None:
+        self._tracker = tracker
         self._begun, self._seconds, self._steps = 0.0, 0.0, 0
+
+    def on_train_begin(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
+        self._tracker.do("logging", lambda run: run.define_metric("*", step_metric=STEP))
 
     def on_step_begin(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
         self._begun = time.monotonic()
@@ -51,41 +92,40 @@ class Throughput(TrainerCallback):
         self._seconds += time.monotonic() - self._begun
         self._steps += 1
 
-    def on_log(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
-        run = _current_run()
-        if run is not None and self._steps:
+    def on_log(self, args, state, control, logs=None, **kwargs):  # type: ignore[no-untyped-def]
+        line = {_metric(name): value for name, value in (logs or {}).items()} | {STEP: state.global_step}
+        if self._steps:
             examples = self._steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-            run.log({"train/examples_per_second": examples / self._seconds, "train/global_step": state.global_step})
+            line["train/examples_per_second"] = examples / self._seconds
             self._seconds, self._steps = 0.0, 0
-
-
-def summarize(results: dict[str, Any]) -> None:
-    """Put the final numbers on the current W&B run, if there is one."""
-    run = _current_run()
-    if run is not None:
-        run.summary.update(results)
+        self._tracker.do("logging", lambda run: run.log(line))
 
 
 def log_evaluation(run: runs.Run) -> None:
     """Put the scores and a predictions table of each evaluation of a run on its W&B run, if one of them is new.
 
-    Scores are `score/<table column>`, in percent; those of the rows that the ablation compares are `ablation/<column>`
-    too, since a panel shows the runs that have its metric. Old results go along: where `wandb sync` joins parts, the
-    summary of the last one replaces the others.
+    Scores are `score/<table column>`, in percent. Those of the rows that the ablation compares are also
+    `ablation/<column>`, since a panel shows the runs that have its metric. Old results are sent again, since
+    `wandb sync` keeps the summary of the last part only.
     """
     found = sorted(run.path.glob("eval/*/metrics.json"), key=_time)
     receipt = run.path / "wandb" / "evaluation.sent"  # as old as the last sending
     if not found or _mode() == "disabled" or (receipt.exists() and _time(receipt) >= _time(found[-1])):
         return
-    with _started(run.cfg, run.path) as tracker:
-        tracker.summary.update(_trained(run.info))
+    with tracked(run.cfg, run.path) as tracker:
+        tracker.summarize(_trained(run.info))
         for path in found:
-            metrics = json.loads(path.read_text(encoding="utf-8"))
-            for kind in ("score", "ablation") if is_ablation(run.cfg) else ("score",):
-                tracker.summary.update({f"{kind}/{column}": value for column, value in metrics["scores"].items()})
-            tracker.summary.update({f"items/{metrics['label']}": metrics["items"]})
-            tracker.log({f"predictions/{metrics['label']}": _table(path.parent)})
-    receipt.touch()
+            tracker.do("logging an evaluation", partial(_send, path=path, ablation=is_ablation(run.cfg)))
+    if tracker.is_on:
+        receipt.touch()
+
+
+def _send(run: Any, path: Path, ablation: bool) -> None:
+    metrics = json.loads(path.read_text(encoding="utf-8"))
+    for kind in ("score", "ablation") if ablation else ("score",):
+        run.summary.update({f"{kind}/{column}": value for column, value in metrics["scores"].items()})
+    run.summary.update({f"items/{metrics['label']}": metrics["items"]})
+    run.log({f"predictions/{metrics['label']}": _table(path.parent)})
 
 
 def row(cfg: DictConfig) -> DictConfig | None:
@@ -100,30 +140,43 @@ def is_ablation(cfg: DictConfig) -> bool:
 
 
 def _started(cfg: DictConfig, path: Path) -> Any:
+    """The W&B run of a cell: online if it can be, else offline. None if it is disabled, or if neither works."""
+    modes = {"online": ("online", "offline"), "disabled": ()}.get(_mode(), (_mode(),))
+    for mode in modes:
+        try:
+            return _init(cfg, path, mode)
+        except Exception as error:  # of any type: a broken installation raises others than W&B's own
+            _warn(f"starting {mode} failed", error)
+    return None
+
+
+def _init(cfg: DictConfig, path: Path, mode: str) -> Any:
     import wandb
 
     mine = row(cfg)
+    return wandb.init(
+        mode=mode,  # type: ignore[arg-type]
+        project=cfg.wandb.project,
+        group=cfg.wandb.group,
+        job_type=f"{mine.label} {mine.rank or ''}".strip() if mine else cfg.method.name,
+        name=runs.name(cfg),
+        id=path.name,
+        resume="allow",
+        tags=[cfg.profile, *_subject(cfg)],
+        config=OmegaConf.to_container(cfg, resolve=True),  # type: ignore[arg-type]
+        dir=path,
+        settings=wandb.Settings(silent=mode == "offline", init_timeout=SECONDS_TO_CONNECT, console="off"),
+    )
 
-    def start(mode: str) -> Any:
-        return wandb.init(
-            mode=mode,  # type: ignore[arg-type]
-            project=cfg.wandb.project,
-            group=cfg.wandb.group,
-            job_type=f"{mine.label} {mine.rank or ''}".strip() if mine else cfg.method.name,
-            name=runs.name(cfg),
-            id=path.name,
-            resume="allow",
-            tags=[cfg.profile, *_subject(cfg)],
-            config=OmegaConf.to_container(cfg, resolve=True),  # type: ignore[arg-type]
-            dir=path,
-            settings=wandb.Settings(silent=mode == "offline", init_timeout=SECONDS_TO_CONNECT, console="off"),
-        )
 
-    try:
-        return start(_mode())
-    except wandb.Error as error:
-        print(f"W&B cannot be reached ({error}); logging offline to {path / 'wandb'}", file=sys.stderr)
-        return start("offline")
+def _warn(what: str, error: Exception) -> None:
+    text = " ".join(str(error).split()) or type(error).__name__
+    tqdm.write(f"W&B: {what} ({text}); the run goes on without it.", file=sys.stderr)
+
+
+def _metric(name: str) -> str:
+    """W&B's name of a metric of the trainer: `eval/loss` of `eval_loss`, `train/loss` of `loss`."""
+    return f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else f"train/{name}"
 
 
 def _subject(cfg: DictConfig) -> list[str]:
@@ -140,11 +193,6 @@ def _mode() -> str:
     if os.environ.get("RANK", "0") != "0":  # of several processes that train one cell, the first one logs
         return "disabled"
     return os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
-
-
-def _current_run() -> Any:
-    wandb = sys.modules.get("wandb")
-    return wandb and wandb.run
 
 
 def _trained(info: dict[str, Any]) -> dict[str, Any]:

@@ -169,7 +169,7 @@ def forget_peak_memory() -> None:
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # proc(5): the peak is set to the present
 
 
-def training_arguments(settings: TrainerSettings, seed: int, checkpoints: Path, reporter: str) -> TrainingArguments:
+def training_arguments(settings: TrainerSettings, seed: int, checkpoints: Path) -> TrainingArguments:
     cuda = torch.cuda.is_available()
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
@@ -202,7 +202,7 @@ def training_arguments(settings: TrainerSettings, seed: int, checkpoints: Path, 
         dataloader_pin_memory=cuda,
         use_cpu=not cuda,
         ddp_find_unused_parameters=False,
-        report_to=reporter,
+        report_to="none",
     )
     arguments._n_gpu = 1  # one process must not spread its batch over all GPUs of the machine (DataParallel)
     return arguments

@@ -121,15 +121,15 @@ def _fit(
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     checkpoints = path / "checkpoints"
     main = PartialState().is_main_process
-    with full_disk_named(path), tracking.tracked(cfg, path) if main else nullcontext("none") as reporter:
+    with full_disk_named(path), tracking.tracked(cfg, path) if main else nullcontext(tracking.Tracker()) as tracker:
         trainer = CellTrainer(
             settings=settings,
             data=data,
             uncheckpointed=uncheckpointed,
             model=model,
-            args=training_arguments(settings, cfg.seed, checkpoints, reporter),
+            args=training_arguments(settings, cfg.seed, checkpoints),
             data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED, pad_to_multiple_of=8),
-            callbacks=[MetricsFile(path / "metrics.jsonl"), tracking.Throughput()],
+            callbacks=[MetricsFile(path / "metrics.jsonl"), tracking.Curves(tracker)],
         )
         with PartialState().main_process_first():  # it removes incomplete checkpoints before the others look
             last = last_checkpoint(checkpoints)
@@ -142,7 +142,7 @@ def _fit(
         if main:
             with storage.new_folder(path / "adapter") as folder:
                 model.save_pretrained(str(folder), save_embedding_layers=False)
-            tracking.summarize(results)
+            tracker.summarize(results)
     return results
 
 

@@ -144,7 +144,7 @@ class Made:
     """The table that a command made."""
 
     def __init__(self, done: "subprocess.CompletedProcess[str]", folder: Path) -> None:
-        (path,) = (folder / "results").rglob("table2.csv")
+        (path,) = (folder / "results" / "micro").rglob("table2.csv")
         self.lines = done.stdout.splitlines()
         frame = pd.read_csv(path, dtype={"rank": str})
         self.measured = frame[(frame.source == "measured") & (frame.seed == "mean")]

@@ -1,11 +1,15 @@
 """What W&B is told of a cell, read back from the files that it writes offline."""
 
 import json
+import os
 import struct
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
+import wandb
 import yaml
 from google.protobuf.timestamp_pb2 import Timestamp
 from wandb.proto.wandb_internal_pb2 import Record
@@ -134,7 +138,7 @@ def test_nothing_new_starts_nothing_and_a_new_result_takes_the_old_ones_along(va
     evaluated(vanilla.path, [100.0])
     tracking.log_evaluation(vanilla)
     with monkeypatch.context() as patch:
-        patch.setattr(tracking, "_started", None)
+        patch.setattr(tracking, "_init", None)
         tracking.log_evaluation(vanilla)
     evaluated(vanilla.path, [0.0, 0.0], "mmlu-4567", "MMLU")
     tracking.log_evaluation(vanilla)
@@ -158,8 +162,8 @@ def test_a_vanilla_row_has_no_dataset_and_no_budget(vanilla):
 def test_disabled_and_in_a_second_process_nothing_is_logged(vanilla, monkeypatch, variable):
     for name, value in variable.items():
         monkeypatch.setenv(name, value)
-    with tracking.tracked(vanilla.cfg, vanilla.path) as reporter:
-        assert reporter == "none"
+    with tracking.tracked(vanilla.cfg, vanilla.path) as tracker:
+        assert not tracker.is_on
     evaluated(vanilla.path, [100.0])
     tracking.log_evaluation(vanilla)
     assert not (vanilla.path / "wandb").exists()
@@ -181,6 +185,97 @@ def test_the_budget_is_that_of_a_lora(overrides, tags):
 def test_the_ablation_is_mos_and_its_variants_at_the_same_rank():
     methods = ["mos_r8", "mos_r16", "mos_minus_sp_r32", "lora_r8", "mos"]
     assert [tracking.is_ablation(compose([f"method={m}"])) for m in methods] == [False, True, True, False, False]
+
+
+class Broken:
+    """A W&B run that raises `error` wherever `where` says so, and takes everything else."""
+
+    def __init__(self, where: str, error: Exception) -> None:
+        self.where, self.error, self.summary, self.finished = where, error, self, False
+
+    def _maybe(self, name: str) -> None:
+        if self.where == name:
+            raise self.error
+
+    def log(self, line: dict) -> None:
+        self._maybe("log")
+
+    def update(self, values: dict) -> None:
+        self._maybe("update")
+
+    def define_metric(self, *args: object, **kwargs: object) -> None:
+        self._maybe("define_metric")
+
+    def finish(self, exit_code: int) -> None:
+        self.finished = True
+        self._maybe("finish")
+
+
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [
+        ("init", wandb.Error("no network")),
+        ("init", TypeError("Descriptors cannot be created directly")),  # of protobuf, in a broken installation
+        ("define_metric", ValueError("no such metric")),
+        ("log", OSError("Unable to write staging files")),
+        ("update", RuntimeError()),
+        ("finish", BrokenPipeError("W&B's process is gone")),
+    ],
+)
+def test_an_error_of_w_and_b_is_one_line_and_ends_no_training(tiny, offline, monkeypatch, capsys, where, error):
+    run = Broken(where, error)
+
+    def init(**kwargs):
+        if where == "init":
+            raise error
+        return run
+
+    monkeypatch.setattr(wandb, "init", init)
+    path = training.train(tiny("trainer.max_steps=3", "trainer.eval_steps=3"))
+    assert runs.is_finished(path)
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("W&B: ")]
+    assert len(warnings) == 1
+    assert warnings[0].endswith(f"({str(error) or 'RuntimeError'}); the run goes on without it.")
+    assert run.finished == (where != "init")
+
+
+@pytest.mark.parametrize("where", ["init", "log", "update", "finish"])
+def test_an_error_of_w_and_b_ends_no_evaluation_and_is_tried_again(vanilla, monkeypatch, capsys, where):
+    evaluated(vanilla.path, [100.0, 0.0])
+    run = Broken(where, OSError("Unable to write staging files"))
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking, "_init", lambda *args: run._maybe("init") or run)
+        tracking.log_evaluation(vanilla)
+    assert capsys.readouterr().err.count("W&B: ") == 1
+    assert not (vanilla.path / "wandb" / "evaluation.sent").exists()
+    tracking.log_evaluation(vanilla)
+    assert (vanilla.path / "wandb" / "evaluation.sent").exists()
+
+
+def test_a_training_that_fails_is_a_failed_run_of_w_and_b(vanilla, monkeypatch):
+    codes = []
+    run = Broken("", ValueError())
+    monkeypatch.setattr(run, "finish", lambda exit_code: codes.append(exit_code))
+    monkeypatch.setattr(tracking, "_init", lambda *args: run)
+    with pytest.raises(FloatingPointError), tracking.tracked(vanilla.cfg, vanilla.path):
+        raise FloatingPointError
+    with tracking.tracked(vanilla.cfg, vanilla.path):
+        pass
+    assert codes == [1, 0]
+
+
+def test_without_a_home_a_run_is_evaluated_all_the_same(vanilla, tmp_path):
+    evaluated(vanilla.path, [100.0, 0.0])
+    program = (
+        "import sys; from pathlib import Path; from scripts.cell import runs, tracking;"
+        "tracking.log_evaluation(runs.load(Path(sys.argv[1]))); print('done')"
+    )
+    homeless = {**os.environ, "HOME": "/proc/none", "XDG_CACHE_HOME": "/proc/none", "WANDB_MODE": "offline"}
+    done = subprocess.run(
+        [sys.executable, "-c", program, vanilla.path], cwd=ROOT, env=homeless, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+    assert "Traceback" not in done.stderr
 
 
 SWEEP = ROOT / "configs" / "wandb" / "sweep.yaml"
