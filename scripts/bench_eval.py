@@ -4,7 +4,7 @@ python -m scripts.bench_eval benchmark=[...] [data=...] [limit=64]
 
 The harness runs the same checkpoint in the same vLLM with the same settings, prompts and decoding. Both are loaded and
 answer each benchmark in turns; no prefix is cached from one turn to the next, and the first turn is not measured. The
-process that is loaded first is some per cent slower than the other, so all is done twice, either being the first once.
+process that is loaded first is some per cent slower than the other, so all is done twice, with each of them first once.
 A rate counts from building the prompts to the scores; reading the data and loading the model come before.
 """
 
@@ -13,15 +13,16 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from eval.engines import resolve_dtype
-from scripts.cell import base_model
 from scripts.command import entry_point
-from scripts.measure import harness
-from scripts.measure.evaluation import ITEMS, against_harness, against_merged, machine
 
 
 @entry_point
 def main(cfg: DictConfig) -> None:
+    from eval.engines import resolve_dtype  # torch: only once the config is known to be right
+    from scripts.cell import base_model
+    from scripts.measure import harness
+    from scripts.measure.evaluation import ITEMS, against_harness, against_merged, machine
+
     cfg.limit = cfg.limit or ITEMS
     checkpoint = base_model.checkpoint(cfg.model, cfg.cache_dir)
     harness.environment(cfg.cache_dir)

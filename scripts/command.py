@@ -70,7 +70,7 @@ def sentence(error: BaseException) -> str:
 
 def _run(command: Callable[[], None]) -> None:
     print_in_any_locale()
-    logging.getLogger("bitsandbytes.backends").setLevel(logging.ERROR)  # it misses a kernel that is not used here
+    logging.getLogger("bitsandbytes.backends").setLevel(logging.ERROR)  # they warn of a kernel that we do not use
     sys.argv[1:] = completed(sys.argv[1:])
     command()
 

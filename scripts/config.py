@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = Path(os.environ.get("MOS_CONFIGS") or ROOT / "configs").resolve()
 
-# A table, a search and the claims choose these for each of their cells, so one on the command line would be lost.
+# A table, a search and the claims choose these for each cell. One on the command line would have no effect.
 MEANT = {
     "model": "each cell has its own; use models={{{role}:{value}}}",
     "method": "each cell has its own; use methods=[{value}] (in a search: search.method={value})",
@@ -63,7 +63,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
 
 
 def shared_overrides(cfg: DictConfig) -> list[str]:
-    """The overrides that all cells of this command share; with the profile's model for the table.
+    """The overrides that all cells of this command share, and the model that the profile gives the table.
 
     Raises ValueError for an override that each cell chooses for itself, naming the key that is meant.
     """

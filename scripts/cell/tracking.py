@@ -1,7 +1,7 @@
 """Weights & Biases: one run per cell, from training to evaluation; offline unless a key is set, never in the way.
 
-The id of a W&B run is the name of the run directory, and each part (a training, its resumption, an evaluation) resumes
-that id. Offline a part is a folder of its own in `<run>/wandb`; `wandb sync` joins them, as each says that it resumes.
+A training, its resumption and an evaluation are parts of one W&B run, whose id is the name of the run directory.
+Offline, each part is a folder of its own in `<run>/wandb`. Each is marked as a resumption, so `wandb sync` joins them.
 """
 
 import json

@@ -67,7 +67,7 @@ class CellTrainer(Trainer):
         super().__init__(train_dataset=data.train, eval_dataset=data.validation, **kwargs)
         self.settings, self.examples, self.uncheckpointed = settings, data.train, uncheckpointed
 
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> TrainingOrder:
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> TrainingOrder:  # a hook of transformers
         s = self.settings
         return TrainingOrder(lengths(self.examples), s.batch_size, s.max_steps, self.args.seed, s.group_by_length)
 
@@ -137,7 +137,8 @@ class MetricsFile(TrainerCallback):
             storage.write_text(self.path, "".join(map(_line, state.log_history)))
 
     def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
-        control.should_log |= control.should_save  # the sum behind the next mean is not part of a checkpoint
+        # Log before saving: the running loss is not in the checkpoint, so a resumed run would report a wrong mean.
+        control.should_log |= control.should_save
 
     def on_log(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
         if state.is_world_process_zero:
@@ -204,7 +205,12 @@ def training_arguments(settings: TrainerSettings, seed: int, checkpoints: Path) 
         ddp_find_unused_parameters=False,
         report_to="none",
     )
-    arguments._n_gpu = 1  # one process must not spread its batch over all GPUs of the machine (DataParallel)
+    return on_one_gpu(arguments)
+
+
+def on_one_gpu(arguments: TrainingArguments) -> TrainingArguments:
+    """One process takes one GPU; the trainer would spread its batch over all GPUs of the machine (DataParallel)."""
+    arguments._n_gpu = 1
     return arguments
 
 

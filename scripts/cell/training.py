@@ -83,6 +83,21 @@ def adapted_model(cfg: DictConfig) -> PeftModel:
     return model
 
 
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """The same bytes from the same seed, also from scatter-adds on a CPU; torch's settings are restored afterwards."""
+    settings: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = settings.fill_uninitialized_memory
+    try:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        settings.fill_uninitialized_memory = False  # a safeguard that costs time
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        settings.fill_uninitialized_memory = filled
+
+
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest complete checkpoint; incomplete ones, left by a kill or a full disk, are removed.
 
@@ -117,11 +132,10 @@ def _fit(
     uncheckpointed: int,
 ) -> dict[str, Any]:
     """Train, save the adapter, and return what `run.json` says of it."""
-    torch.use_deterministic_algorithms(True, warn_only=True)  # scatter-adds of the CPU, among others
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     checkpoints = path / "checkpoints"
     main = PartialState().is_main_process
-    with full_disk_named(path), tracking.tracked(cfg, path) if main else nullcontext(tracking.Tracker()) as tracker:
+    logged = tracking.tracked(cfg, path) if main else nullcontext(tracking.Tracker())
+    with deterministic(), full_disk_named(path), logged as tracker:
         trainer = CellTrainer(
             settings=settings,
             data=data,
@@ -167,12 +181,12 @@ def _results(history: list[dict[str, float]], model: PeftModel, data: Prepared) 
 def _claimed(path: Path, cfg: DictConfig) -> Iterator[None]:
     """Hold the run directory against other trainings (a second one waits), with its `config.yaml` in place.
 
-    Of the processes of one training the main one holds it for all.
+    Of several processes that train one cell, the main one holds the lock for all.
     """
     team = PartialState()
     path.mkdir(parents=True, exist_ok=True)
     with FileLock(path / ".lock") if team.is_main_process else nullcontext():
-        if team.is_main_process and not (path / "config.yaml").exists():  # its time is that of the first start
+        if team.is_main_process and not (path / "config.yaml").exists():  # its time says when the run first began
             storage.write_text(path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         team.wait_for_everyone()
         yield

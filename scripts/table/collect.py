@@ -46,7 +46,7 @@ class Result:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Of training and of the evaluation of each benchmark (of its last part, if it was interrupted)."""
+        """Seconds of the training and of each benchmark's evaluation; of an interrupted one those of its last part."""
         timings = {
             name: folder / "timing.json" for name, folder in zip(self.cell.benchmarks, self.folders, strict=True)
         }

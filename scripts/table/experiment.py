@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from data_prep.storage import digest
 
-# Overrides that change no score, or only how much of the same experiment is shown; the longest fitting key decides.
-# All others change the experiment.
+# Overrides that change no score, or only how much of the same experiment is shown. A key covers the keys below it.
+# Every other override makes another experiment.
 ORDINARY = {
     "profile": "names the folder of the results",
     "table": "names the file of the results",

@@ -13,14 +13,14 @@ from matplotlib.ticker import EngFormatter, LogLocator
 from scripts.table.grid import Row
 from scripts.table.written import Table, Trained
 
-# Of a middle lightness, so that they can be told from a white and from a dark page; vanilla rows come first.
+# Of a middle lightness, to be seen on a white and on a dark page. The first two are for the vanilla rows.
 PALETTE = (
     "#8b8f98", "#b29a76", "#3f86d8", "#2a9d8f", "#9268d4", "#cf8a1c",
     "#e0523c", "#d97fb0", "#7d9b2f", "#4fb3d9", "#a5674a", "#6b7fa8",
 )  # fmt: skip
 MARKERS = {"o": "●", "s": "■", "^": "▲", "D": "◆"}  # as drawn, and as text
 DASHES = dict(zip(MARKERS, ("-", "--", ":", "-."), strict=True))
-INK = "#0a0b0c"  # what matplotlib draws in it takes the colour of the page's text
+INK = "#0a0b0c"  # what is drawn in this colour takes the colour of the page's text
 FIGURES: dict[Any, Any] = {
     "figure.figsize": (4.6, 3.3), "figure.facecolor": "none", "figure.constrained_layout.use": True,
     "axes.facecolor": "none", "axes.titlesize": 10.5, "axes.linewidth": 0.6, "axes.axisbelow": True, "axes.grid": True,

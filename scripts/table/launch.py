@@ -1,7 +1,7 @@
 """Runs training cells through Hydra's launcher plugins: local, joblib, and whatever `configs/hydra/launcher` names.
 
-Hydra's own sweeper can only take full products (method x dataset x seed); a resumed table or a search with impossible
-combinations is not one, so the launcher is handed the list of jobs itself.
+Hydra's sweeper takes full products only: every method with every dataset and seed. A table that goes on, or a search
+with impossible combinations, is a list of jobs. So we hand the list to the launcher ourselves.
 """
 
 import os
@@ -13,21 +13,14 @@ from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from multiprocessing import get_context
 
 import hydra
-from hydra._internal.callbacks import Callbacks
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
-from hydra.types import HydraContext, RunMode
-from joblib.externals.loky import get_reusable_executor
 from omegaconf import DictConfig
 
 from scripts.command import print_in_any_locale, sentence
 from scripts.config import CONFIGS, completed
-from scripts.table import local
+from scripts.table import local, private
 
 # What submitit and Ray raise for a lost worker, by name: neither is imported where it is not used.
-
-
 LOST = {"UncompletedJobError", "WorkerCrashedError", "NodeDiedError", "OutOfMemoryError", "OwnerDiedError"}
 
 
@@ -52,14 +45,10 @@ def launch(
 
 
 def _launch(common: list[str], jobs: list[list[str]], launcher: str | None, workers: int) -> list[str]:
-    warnings.filterwarnings("ignore", "(?s).*ConfigStore schema with the same name", UserWarning)  # ray.yaml, Ray's own
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        api = GlobalHydra.instance().hydra
-        assert api is not None
-        chosen = [*common, *_plugin(launcher, workers)]
-        cfg = api.compose_config("config", chosen, run_mode=RunMode.MULTIRUN, with_log_configuration=False)
-        context = HydraContext(config_loader=api.config_loader, callbacks=Callbacks(cfg))
-        plugin = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=train_job, config=cfg)
+    with warnings.catch_warnings(), hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        # Our ray.yaml has the name of the one that Hydra's plugin brings along.
+        warnings.filterwarnings("ignore", "(?s).*ConfigStore schema with the same name", UserWarning)
+        plugin = private.hydra_launcher([*common, *_plugin(launcher, workers)], train_job)
         try:
             returns = plugin.launch([[*common, *job] for job in jobs], initial_job_idx=0)
         except BrokenExecutor:
@@ -71,12 +60,9 @@ def _launch(common: list[str], jobs: list[list[str]], launcher: str | None, work
                 raise OSError(f"launcher={launcher}: {sentence(error)}") from None
             raise
         finally:
-            get_reusable_executor().shutdown()  # joblib's idle workers would keep this process for five more minutes
-    return [
-        f"{' '.join(job)}: {sentence(result._return_value)}"
-        for job, result in zip(jobs, returns, strict=True)
-        if result.status != JobStatus.COMPLETED
-    ]
+            private.end_idle_workers()
+    errors = [(job, private.error_of(result)) for job, result in zip(jobs, returns, strict=True)]
+    return [f"{' '.join(job)}: {sentence(error)}" for job, error in errors if error is not None]
 
 
 def _plugin(launcher: str | None, workers: int) -> list[str]:
@@ -90,21 +76,19 @@ def train_job(cfg: DictConfig) -> None:
     from scripts.cell.training import train  # torch: only where a run is trained
 
     if "SUBMITIT_FOLDER" in os.environ:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit ignores it, and `scancel` would kill all after a while
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit ignores it, and `scancel` would have to wait
     print_in_any_locale()
     train(cfg)
 
 
 def settle(folder: str) -> None:
-    """The end of a Slurm job's script. A job whose Python was killed has left no result in `folder`, and on a cluster
-    without accounting submitit would wait for it forever: it goes back to the queue once, and then is a failed one.
-    After the loss of a node Slurm itself starts it again.
-    """
-    import submitit
-    from submitit.core.utils import cloudpickle_dump, temporary_save_path
+    """The end of a Slurm job's script: settle a job whose Python was killed before it wrote a result to `folder`.
 
+    On a cluster without accounting, submitit would wait for its result forever. The job goes back to the queue once;
+    killed again, it is a failed one. After the loss of a node Slurm itself starts it again.
+    """
     os.environ["SUBMITIT_FOLDER"] = folder
-    result = submitit.JobEnvironment().paths.result_pickle
+    result = private.slurm_result()
     if result.exists():
         return
     if "SLURM_RESTART_COUNT" not in os.environ:
@@ -112,5 +96,4 @@ def settle(folder: str) -> None:
         return
     failed = JobReturn(status=JobStatus.FAILED)
     failed.return_value = RuntimeError(f"The job was killed twice; its output is in {result.parent}.")
-    with temporary_save_path(result) as path:
-        cloudpickle_dump(("success", failed), path)
+    private.write_slurm_result(result, failed)

@@ -70,7 +70,7 @@ def differences(cfg: DictConfig) -> list[str]:
 
 
 def times(found: Sequence[Result]) -> dict[str, Any]:
-    """Seconds per cell, and their sums; measured on whatever else the machine did."""
+    """Seconds per cell, and their sums, on a machine that may have done other work meanwhile."""
     cells = {result.cell.path.name: result.seconds for result in found}
     training = sum(seconds["training"] for seconds in cells.values())
     return {

@@ -55,7 +55,7 @@ def evaluate_finished(
     """Evaluate what is not evaluated yet; returns the result folders by run, and a line for each cell that failed.
 
     Where the one engine for all fails, each cell is tried on its own, so that one adapter does not take the table with
-    it. If the first fails alike, the fault is no cell's, and the error is raised.
+    it. If the first cell fails with the same error on its own, no cell is at fault, and the error is raised.
     """
     try:
         return evaluate_missing(cfg, cells), []

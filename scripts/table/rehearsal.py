@@ -10,8 +10,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from data_prep.sources import held, locate
 from eval import benchmarks
-from scripts.cell.evaluation import load_benchmark
-from scripts.cell.settings import TrainerSettings
 from scripts.config import choices, compose, unknown
 from scripts.table import grid, notes
 from scripts.table.claims import claims
@@ -26,6 +24,9 @@ def rehearse(cfg: DictConfig, overrides: Sequence[str]) -> None:
 
     Raises ValueError, FileNotFoundError and others, each with one sentence, for what would end the table later.
     """
+    from scripts.cell.evaluation import load_benchmark  # torch and transformers: once the table is known to be right
+    from scripts.cell.settings import TrainerSettings
+
     grid.check_table(cfg)
     claims(cfg)
     TrainerSettings.of(cfg.trainer)

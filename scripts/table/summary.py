@@ -94,7 +94,10 @@ def _line(
 def strata(
     items: Mapping[str, pd.DataFrame], column: str, columns: Sequence[str], per_task: Collection[str]
 ) -> statistics.Strata:
-    """Strata of one column, or of the average: there, columns over the same items (TyDi QA's two) are added first."""
+    """Strata of one column or of the average. In the average, columns over the same items are first added item by item.
+
+    Such are the two scores of a benchmark that is judged by F1 and by exact match.
+    """
     wanted = columns if column == AVERAGE else [column]
     parts = []
     for benchmark, frame in items.items():

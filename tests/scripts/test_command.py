@@ -1,5 +1,6 @@
 """Expected errors are one line on stderr and exit code 1; bugs keep their traceback."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,8 +22,9 @@ def program(tmp_path, body):
     """An entry point whose task does `body`."""
     path = tmp_path / "program.py"
     path.write_text(
-        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom scripts.command import entry_point\n\n\n"
-        f"@entry_point\ndef main(cfg):\n    {body}\n\n\nif __name__ == '__main__':\n    main()\n"
+        encoding="utf-8",
+        data=f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom scripts.command import entry_point\n\n\n"
+        f"@entry_point\ndef main(cfg):\n    {body}\n\n\nif __name__ == '__main__':\n    main()\n",
     )
     return path
 
@@ -72,3 +74,53 @@ def test_a_wrapped_error_is_told_by_its_cause():
     wrapped.__cause__ = cause
     assert errors.sentence(wrapped) == "r=0 must be positive"
     assert errors.sentence(KeyboardInterrupt()) == "KeyboardInterrupt"
+
+
+LIGHT = [
+    "evaluate",
+    "tables",
+    "train",
+    "plan",
+    "search",
+    "preflight",
+    "bench_eval",
+    "params",
+    "prepare_data",
+    "pretrain",
+]
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_a_wrong_setting_is_told_before_torch_is_imported(name):
+    """Importing torch and transformers takes seconds, and bitsandbytes prints a line of its own."""
+    program = (
+        "import runpy, sys; sys.argv[1:] = ['limit=a']\n"
+        f"try: runpy.run_module('scripts.{name}', run_name='__main__')\n"
+        "except SystemExit as ended: print(ended.code, {'torch', 'transformers', 'vllm'} & sys.modules.keys())"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "error: limit=a is refused: input should be a valid integer. E.g. limit=40. set()\n"
+    assert done.stderr == ""
+
+
+ASCII = {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+def test_a_command_prints_in_any_locale(tmp_path):
+    path = program(tmp_path, "print('31.25 ± 1.77 ▲ paper†', cfg.data); print('día', file=sys.stderr)")
+    done = subprocess.run([sys.executable, path], cwd=tmp_path, env=os.environ | ASCII, capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"31.25 ? 1.77 ? paper? None\n", b"d?a\n")
+
+
+def test_an_error_is_one_sentence_in_any_locale(tmp_path):
+    path = program(tmp_path, "raise ValueError('no día')")
+    done = subprocess.run([sys.executable, path], cwd=tmp_path, env=os.environ | ASCII, capture_output=True)
+    assert (done.returncode, done.stderr) == (1, b"error: no d?a\n")
+
+
+def test_a_page_is_written_in_any_locale(tmp_path):
+    environment = os.environ | ASCII | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "scripts.report", "profile=smol"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert "†" in (tmp_path / "report" / "smol.html").read_text(encoding="utf-8")

@@ -198,7 +198,7 @@ CASES = {
         "evaluation.max_new_tokens=0 is refused",
     ),
     "sampling": (command("tables", "evaluation.humaneval.top_p=2"), "evaluation.humaneval.top_p=2 is refused"),
-    "engine": (command("tables", "engine=hff"), "Unknown engine 'hff'; choose one of hf, vllm."),
+    "engine": (command("tables", "engine=hff"), "Unknown engine 'hff'; choose one of hf, vllm"),
     "engine.dtype": (command("tables", "engine.dtype=half"), "engine.dtype=half is refused: input should be 'auto', "),
     "engine.max_model_len": (command("tables", "engine.max_model_len=long"), "engine.max_model_len=long is refused"),
     "trainer": (

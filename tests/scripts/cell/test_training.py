@@ -1,6 +1,7 @@
 """Training: what a run directory holds, determinism, resumption, and what happens when something is wrong."""
 
 import hashlib
+import inspect
 import json
 import math
 import os
@@ -15,6 +16,7 @@ import torch
 from omegaconf import OmegaConf
 from peft import PeftModel
 from torch.nn.functional import cross_entropy
+from transformers import Trainer, TrainingArguments
 
 from scripts.cell import base_model, runs, trainer, training
 from scripts.cell.settings import TrainerSettings
@@ -343,3 +345,24 @@ def test_settings_know_every_key_of_the_trainer_config(tiny):
     cfg = tiny()
     assert set(OmegaConf.to_container(cfg.trainer)) == set(TrainerSettings.model_fields)
     assert math.isclose(TrainerSettings.of(cfg.trainer).warmup_ratio, 0.03)
+
+
+def test_torch_s_settings_are_as_before_after_a_training_and_after_a_failure(tiny):
+    def settings():
+        enabled = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+        return *enabled, torch.utils.deterministic.fill_uninitialized_memory
+
+    before = settings()
+    with pytest.raises(FloatingPointError), training.deterministic():
+        assert settings() == (True, True, False)
+        raise FloatingPointError
+    assert settings() == before
+
+
+def test_the_trainer_of_transformers_still_has_what_we_replace(tmp_path):
+    """Private names of transformers: docs/upgrading.md, scripts."""
+    assert inspect.signature(Trainer._get_train_sampler).parameters.keys() == {"self", "train_dataset"}
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    arguments.__dict__["_n_gpu"] = 4  # as on a machine with four
+    assert arguments.n_gpu == 4
+    assert trainer.on_one_gpu(arguments).train_batch_size == arguments.per_device_train_batch_size

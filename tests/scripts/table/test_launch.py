@@ -1,16 +1,20 @@
 """Killed workers: what the launchers raise becomes one kind of error, and a Slurm job settles its own end."""
 
+import multiprocessing
 import os
 import pickle
 from concurrent.futures import BrokenExecutor
 from pathlib import Path
 
+import hydra
 import pytest
 from hydra.core.utils import JobStatus
 from hydra.utils import get_class
-from omegaconf import OmegaConf
+from joblib import Parallel, delayed
+from omegaconf import DictConfig, OmegaConf
 
-from scripts.table import launch
+from scripts.config import completed
+from scripts.table import launch, private
 
 
 class WorkerCrashedError(Exception):
@@ -30,7 +34,7 @@ class Plugin:
 
 
 def raised(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    monkeypatch.setattr(launch.Plugins, "instantiate_launcher", lambda *args, **kwargs: Plugin(error))
+    monkeypatch.setattr(private, "hydra_launcher", lambda *args: Plugin(error))
     launch._launch(["profile=smol"], [["seed=0"]], None, 1)
 
 
@@ -63,6 +67,25 @@ def test_a_launcher_has_a_plugin_and_takes_one_cpu(name: str, cpus: str) -> None
     assert OmegaConf.select(cfg, cpus) == 1
     pytest.importorskip(cfg._target_.partition(".launcher")[0].rpartition(".")[0])
     assert get_class(cfg._target_)
+
+
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+def test_hydra_makes_a_launcher_that_runs_a_list_of_jobs(launcher: str) -> None:
+    """Notices a change of `hydra._internal` and of what a launcher returns."""
+    with hydra.initialize_config_dir(str(launch.CONFIGS), version_base="1.3"):
+        plugin = private.hydra_launcher([*completed([]), f"hydra/launcher={launcher}"], halved)
+        returned = plugin.launch([["seed=4"], ["seed=0"]], initial_job_idx=0)
+    assert [str(private.error_of(result)) for result in returned] == ["None", "integer division or modulo by zero"]
+
+
+def halved(cfg: DictConfig) -> int:
+    return 8 // cfg.seed
+
+
+def test_joblib_s_idle_workers_end() -> None:
+    Parallel(n_jobs=2)(delayed(os.getpid)() for _ in range(4))
+    private.end_idle_workers()
+    assert not multiprocessing.active_children()
 
 
 @pytest.fixture
