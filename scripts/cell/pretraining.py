@@ -79,7 +79,7 @@ def _fit(network: PreTrainedModel, batches: Iterator[torch.Tensor], source: Dict
             optimizer.step()
             schedule.step()
         network.zero_grad()
-        progress.set_postfix(loss=f"{loss.item():.3f}")
+        progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
 
 
 def _optimizers(network: PreTrainedModel, source: DictConfig) -> list[torch.optim.Optimizer]:
