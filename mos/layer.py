@@ -30,10 +30,11 @@ class Pool(Weight):
 
     def forward(self, index: Tensor, stand_in: Tensor | None = None, refusal: str | None = None) -> Tensor:
         """One factor, (r, l * s), on the device of `index` (r, l); gradients go to `stand_in` if there is one."""
-        here = index.to(self.weight.device)
+        weight = self.weight
+        here = index.to(weight.device)
         if stand_in is None:
-            return assemble(self.weight, here).to(index.device)
-        return cast(Tensor, Assemble.apply(stand_in, self.weight.detach(), here, refusal)).to(index.device)
+            return assemble(weight, here).to(index.device)
+        return cast(Tensor, Assemble.apply(stand_in, weight.detach(), here, refusal)).to(index.device)
 
 
 class Group:
@@ -141,12 +142,14 @@ class MosLayer(LowRankLayer):
         """
         self.note_ddp()
         pools, index = self.pool_modules(adapter), self.mos_index[adapter]
-        offloaded = any(private.is_offloaded(pool) for pool in pools)
+        offloaded = private.is_offloaded(pools[0]) or private.is_offloaded(pools[1])
         if offloaded and self.training:
             raise RuntimeError(
                 f"The pools of adapter '{adapter}' are offloaded and cannot be trained; keep them in memory."
             )
-        if offloaded or not torch.is_grad_enabled() or not any(pool.weight.requires_grad for pool in pools):
+        if not torch.is_grad_enabled():
+            return [pool(i) for pool, i in zip(pools, index, strict=True)]
+        if offloaded or not any(pool.weight.requires_grad for pool in pools):
             with torch.no_grad():
                 return [pool(i) for pool, i in zip(pools, index, strict=True)]
         if any(pool.is_torn() for pool in pools):

@@ -96,9 +96,12 @@ class LowRankLayer(Keeping, nn.Module, BaseTunerLayer):
 
     def note_ddp(self) -> None:
         """Remember whether DDP runs this forward pass and averages gradients early; a recomputation cannot tell."""
-        if not torch.compiler.is_compiling() and not private.in_backward_pass():
-            ddp = private.running_ddp()
-            self.reduced_early = ddp is not None and not ddp.static_graph
+        if torch.compiler.is_compiling():
+            return
+        ddp = private.running_ddp()
+        early = ddp is not None and not ddp.static_graph
+        if early != self.reduced_early and not private.in_backward_pass():
+            self.reduced_early = early
 
     def refusal(self) -> str | None:
         """Why this forward pass must not be differentiated: it is a recomputation, and DDP has run the first pass.

@@ -50,7 +50,7 @@ def running_ddp() -> DistributedDataParallel | None:
 
 def offload_hook(module: nn.Module) -> Any | None:
     """The hook by which accelerate offloads the weights of `module`, or None; `execution_device` is where they run."""
-    hook = getattr(module, "_hf_hook", None)
+    hook = vars(module).get("_hf_hook")  # getattr would search the parameters too, in every forward pass
     return hook if getattr(hook, "offload", False) else None
 
 
