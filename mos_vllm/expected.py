@@ -88,6 +88,7 @@ WORDS: dict[str, tuple[str, ...]] = {
         "self.packed_modules:",
         "self.modules:",
         "self.is_pooling_model",
+        "self.punica_wrapper_mapping",
     ),
     "vllm.lora.layers.base_linear": ("self.lora_a_stacked", "self.lora_b_stacked", "self.n_slices", "self.tp_size"),
     "vllm.model_executor.layers.linear": (

@@ -53,6 +53,9 @@ class MosModelManager(LRUCacheLoRAModelManager):
         self.mos_bytes = 0
         self.preloaded = Preloaded(self.store, self.capacity)
         self.unstacked: set[int] = set()  # slots in which vLLM may have written layers that have no stack
+        self.ranks: dict[int, int] = {}  # of what each slot holds; the kernel for CPUs computes no more
+        for wrapper in self.punica_wrapper_mapping.values():
+            wrapper.ranks = self.ranks  # type: ignore[attr-defined]  # others do not read it
         self.refusal = refusal(vllm_config, self.is_pooling_model)
         logger.info("%s", self.capacities())
 
@@ -87,13 +90,16 @@ class MosModelManager(LRUCacheLoRAModelManager):
         if held is None:
             activated = super().activate_adapter(lora_id)
             if activated:
-                self.unstacked.add(self.lora_index_to_id.index(lora_id))
+                slot = self.lora_index_to_id.index(lora_id)
+                self.unstacked.add(slot)
+                self.ranks[slot] = lora_rank(self._registered_adapters[lora_id], self.lora_config.max_lora_rank)
             return activated
         start = time.perf_counter()
         if len(self._active_adapters) >= self.lora_slots:
             self._active_adapters.remove_oldest()
         slot = self.lora_index_to_id.index(None)
         self.write(slot, held)
+        self.ranks[slot] = held.rank
         self._active_adapters[lora_id] = None
         self.lora_index_to_id[slot] = lora_id
         self.counters.add(activations=1, activation_seconds=time.perf_counter() - start)
@@ -150,6 +156,16 @@ class MosModelManager(LRUCacheLoRAModelManager):
             adapters_on_device=len(self.store.held),
             bytes_on_device=self.store.used,
         )
+
+
+def lora_rank(lora: LoRAModel, max_rank: int) -> int:
+    """The largest rank among the factors of a LoRA adapter: its configuration may name others for single layers.
+
+    max_rank where there are factors of other dimensions, as experts have them
+    """
+    sides = [side if isinstance(side, list) else [side] for side in (each.lora_a for each in lora.loras.values())]
+    factors = [factor for side in sides for factor in side if factor is not None]  # (r, h)
+    return max((len(a) if a.ndim == 2 else max_rank for a in factors), default=max_rank)
 
 
 def refusal(vllm_config: Any, pooling: bool) -> str | None:

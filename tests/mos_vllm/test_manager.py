@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 from vllm.lora.lora_model import LoRAModel
-from vllm.lora.lora_weights import LoRALayerWeights
+from vllm.lora.lora_weights import LoRALayerWeights, PackedLoRALayerWeights
 from vllm.lora.model_manager import AdapterLRUCache
 from vllm.lora.request import LoRARequest
 
 from mos_vllm.adapter import AdapterError
 from mos_vllm.held import ALIGNMENT, hold
-from mos_vllm.manager import MosLoRAModel, MosModelManager, MosWorkerManager, refusal
+from mos_vllm.manager import MosLoRAModel, MosModelManager, MosWorkerManager, lora_rank, refusal
 from mos_vllm.options import GIB
 from tests.mos_vllm.test_stack import MAX_RANK, SLOTS, WIDTHS, lora_modules, random_adapter, set_lora, slots
 
@@ -40,7 +40,7 @@ def make_manager(store=0.0):
     manager.modules, manager.packed_modules = lora_modules(BLOCKS)
     manager.device, manager.is_pooling_model = torch.device("cpu"), False
     manager._enable_mixed_moe_lora_format = manager._is_moe = False
-    manager.packed_modules_mapping = {}
+    manager.packed_modules_mapping, manager.punica_wrapper_mapping = {}, {"language_model": SimpleNamespace()}
     manager._registered_adapters = AdapterLRUCache(CAPACITY, manager.deactivate_adapter)
     manager._active_adapters = AdapterLRUCache(SLOTS, manager._deactivate_adapter)
     manager.lora_index_to_id = [None] * SLOTS
@@ -133,6 +133,7 @@ def check(manager, number):
         slot = manager.lora_index_to_id.index(adapter_id)
         for key, tensor in EXPECTED[number[adapter_id]].items():
             torch.testing.assert_close(held[key][slot], tensor, rtol=1e-6, atol=1e-6)
+            assert key[1] != "lora_a_stacked" or not tensor[0, manager.ranks[slot] :].any()
     mos = {other for other in manager._registered_adapters if number[other] < PLAIN}
     assert manager.mos.keys() == mos
     assert manager.store.held.keys() <= {held.key for held in manager.mos.values()}
@@ -140,6 +141,23 @@ def check(manager, number):
     assert values["adapters_on_host"] == len(mos) and values["adapters_on_device"] == len(manager.store.held)
     assert values["bytes_on_host"] == sum(len(held.memory) for held in manager.mos.values())
     assert values["bytes_on_device"] == manager.store.used
+
+
+def test_the_kernel_is_told_the_ranks_of_slots():
+    manager = make_manager()
+    [wrapper] = manager.punica_wrapper_mapping.values()
+    for adapter_id, number in ((1, 1), (2, 5), (3, PLAIN)):
+        use(manager, adapter_id, number)
+    assert wrapper.ranks is manager.ranks and manager.ranks == {0: 8, 1: 2, 2: 4}
+
+
+def test_the_rank_of_a_lora_is_that_of_its_widest_factor():
+    """A rank_pattern gives single layers other ranks; fused layers hold a list, with None for what is not adapted."""
+    narrow, wide = (LoRALayerWeights("x", 2, 2, torch.ones(r, 8), torch.ones(8, r)) for r in (2, 5))
+    fused = PackedLoRALayerWeights("y", 2, [2, None], [torch.ones(7, 8), None], [torch.ones(8, 7), None], [1.0, 1.0])
+    experts = LoRALayerWeights("z", 2, 2, torch.ones(4, 2, 8), torch.ones(4, 8, 2))
+    for layers, rank in (([narrow], 2), ([narrow, wide], 5), ([wide, fused], 7), ([narrow, experts], 16), ([], 16)):
+        assert lora_rank(LoRAModel(1, 2, {str(i): each for i, each in enumerate(layers)}), 16) == rank
 
 
 def test_a_layer_without_a_stack_is_cleared_after_a_plain_lora_only():
