@@ -16,6 +16,7 @@ from scripts.cell.provenance import package_version
 
 # trainer settings that do not change the result
 WITHOUT_EFFECT = ("logging_steps", "save_steps", "eval_steps", "uncheckpointed_tokens")
+HELD_OUT = "validation.jsonl"  # in a run directory: what the finished adapter loses on each validation example
 NEWER = {"upcast": True, "dequantize_once": False, "liger": False}  # at these values the result is that of older runs
 
 

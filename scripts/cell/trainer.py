@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from pyarrow.compute import list_value_length
@@ -61,24 +62,30 @@ class CellTrainer(Trainer):
     """The transformers trainer with the order of `TrainingOrder`, and a stop at the first loss that is not finite.
 
     uncheckpointed: micro-batches of at most so many tokens, padding included, keep their activations
+    held_out: file for the loss of the finished adapter on each validation example (`docs/architecture.md`)
     """
 
-    def __init__(self, *, settings: TrainerSettings, data: Prepared, uncheckpointed: int = 0, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        settings: TrainerSettings,
+        data: Prepared,
+        uncheckpointed: int = 0,
+        held_out: Path | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(train_dataset=data.train, eval_dataset=data.validation, **kwargs)
         self.settings, self.examples, self.uncheckpointed = settings, data.train, uncheckpointed
+        self.held_out = held_out
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> TrainingOrder:  # a hook of transformers
         s = self.settings
         return TrainingOrder(lengths(self.examples), s.batch_size, s.max_steps, self.args.seed, s.group_by_length)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # type: ignore[no-untyped-def]
-        """Mean over the labelled tokens of the batch. Logits are made only where some row of the batch has a label."""
-        targets = inputs["labels"][:, 1:]  # (b, t) -> (b, t-1): position i predicts token i+1
-        kept = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)  # (k,) positions
-        outputs = model(
-            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], logits_to_keep=kept
-        )  # logits (b, k, v)
-        total = cross_entropy(outputs.logits.flatten(0, 1).float(), targets[:, kept].flatten(), reduction="sum")
+        """Mean over the labelled tokens of the batch."""
+        outputs, targets = _forward(model, inputs)
+        total = cross_entropy(outputs.logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
         if num_items_in_batch is None or not model.training:
             loss = total / (targets != IGNORED).sum()
         else:
@@ -106,6 +113,24 @@ class CellTrainer(Trainer):
         with torch.random.fork_rng():  # so that how often we look does not change what is trained
             return super().evaluate(*args, **kwargs)
 
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):  # type: ignore[no-untyped-def]
+        """Of each example of the batch the sum of its losses and the number of its labels, and the batch's mean."""
+        with torch.no_grad(), self.compute_loss_context_manager():
+            outputs, targets = _forward(model, self._prepare_inputs(inputs))
+            losses = cross_entropy(outputs.logits.float().transpose(1, 2), targets, reduction="none").sum(dim=1)  # (b,)
+        tokens = (targets != IGNORED).sum(dim=1)  # (b,)
+        return losses.sum() / tokens.sum(), losses, tokens
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """The validation loss per labelled token, over all examples; transformers' own is a mean of batch means."""
+        output: Any = super().evaluation_loop(*args, **kwargs)
+        losses, tokens = map(np.asarray, (output.predictions, output.label_ids))  # (n,) each, of all processes
+        output.metrics["eval_loss"] = float(losses.sum() / tokens.sum())
+        if self.held_out and self.state.global_step == self.settings.max_steps and self.is_world_process_zero():
+            lines = [{"loss": float(loss), "tokens": int(n)} for loss, n in zip(losses, tokens, strict=True)]
+            storage.write_text(self.held_out, "".join(map(_line, lines)))
+        return output
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds epochs of the data, seconds since the start (kills left out) and peak memory to what is logged."""
         self.state.epoch = self.state.global_step * self.settings.batch_size / len(self.examples)
@@ -124,6 +149,14 @@ class CellTrainer(Trainer):
         forget_peak_memory()
         self._earlier, self._started = max((line["seconds"] for line in history), default=0.0), time.monotonic()
         self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
+def _forward(model: Any, inputs: dict[str, torch.Tensor]) -> tuple[Any, torch.Tensor]:
+    """The model's output, logits (b, k, v), and what it had to predict, (b, k), at the k positions with some label."""
+    targets = inputs["labels"][:, 1:]  # (b, t) -> (b, t-1): position i predicts token i+1
+    kept = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)  # (k,) positions
+    outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], logits_to_keep=kept)
+    return outputs, targets[:, kept]
 
 
 class MetricsFile(TrainerCallback):

@@ -140,6 +140,7 @@ def _fit(
             settings=settings,
             data=data,
             uncheckpointed=uncheckpointed,
+            held_out=path / runs.HELD_OUT,
             model=model,
             args=training_arguments(settings, cfg.seed, checkpoints),
             data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED, pad_to_multiple_of=8),

@@ -62,7 +62,8 @@ def undisturbed(tiny):
 def test_a_finished_run_holds_what_the_architecture_says(tiny):
     path = training.train(tiny())
     run = runs.load(path)
-    assert sorted(p.name for p in path.iterdir()) == [".lock", "adapter", "config.yaml", "metrics.jsonl", "run.json"]
+    kept = [".lock", "adapter", "config.yaml", "metrics.jsonl", "run.json", "validation.jsonl"]
+    assert sorted(p.name for p in path.iterdir()) == kept
     assert {"adapter_config.json", "adapter_model.safetensors"} <= {p.name for p in run.adapter.iterdir()}
     assert run.cfg.trainer.max_steps == 12
     assert run.info["status"] == "finished"
