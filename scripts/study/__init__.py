@@ -1,0 +1,1 @@
+"""The capacity study: how many random facts a method stores per trainable parameter."""

@@ -1,0 +1,101 @@
+"""What the yaml of a study may say: keys, types and ranges."""
+
+from typing import Annotated, Any
+
+from omegaconf import DictConfig, OmegaConf
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+
+from scripts.settings import Name, Names, Seeds, checked
+
+
+class FactsSettings(BaseModel):
+    """`capacity.facts`: how many facts, and which token ids they are made of."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    count: PositiveInt
+    first_token: int = Field(ge=0)
+    keys: PositiveInt
+    values: int = Field(ge=2)
+
+
+class OptimizerSettings(BaseModel):
+    """`capacity.optimizer`: AdamW without weight decay, its rate warmed up and then lowered to 0 in a line."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    steps: PositiveInt
+    batch_size: PositiveInt
+    warmup_ratio: float = Field(ge=0, lt=1)
+    max_grad_norm: PositiveFloat
+
+
+class RowSettings(BaseModel):
+    """An entry of `capacity.rows`: a method of `configs/method`, changed by overrides.
+
+    rate:  the learning rate that the search starts from, or the only one
+    rank:  of a LoRA that is a point of the curve over ranks
+    last:  trained after the doubled runs
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    label: Name
+    method: Name
+    overrides: list[str] = []
+    rate: PositiveFloat
+    rank: PositiveInt | None = None
+    last: bool = False
+
+
+class ClaimSettings(BaseModel):
+    """An entry of `capacity.claims`: the paper says that `row` stores more than `than`."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    text: Name
+    row: Name
+    than: Name
+
+
+class StudySettings(BaseModel):
+    """The section `capacity`; `configs/capacity/full.yaml` says what each setting is."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    name: Name
+    targets: Names | Name
+    facts: FactsSettings
+    optimizer: OptimizerSettings
+    seeds: Annotated[Seeds, Field(min_length=2)]
+    search_seed: int | None = Field(ge=0)
+    rate_factor: float = Field(gt=1)
+    rows: Annotated[list[RowSettings], Field(min_length=1)]
+    doubled: list[Name]
+    claims: list[ClaimSettings]
+    parity: list[Name]
+
+    @classmethod
+    def of(cls, section: DictConfig) -> "StudySettings":
+        """Raises ValueError naming the setting, its value and what is wanted."""
+        values: Any = OmegaConf.to_container(section, resolve=True)
+        study = checked(cls, values, prefix="capacity.")
+        study.check_names()
+        if study.search_seed in study.seeds:
+            raise ValueError(
+                f"capacity.search_seed={study.search_seed} is one of capacity.seeds, so rates would be chosen on a "
+                "reported seed; give it another number."
+            )
+        return study
+
+    def check_names(self) -> None:
+        """Raise ValueError for a row that is given twice, or that is named and not there."""
+        labels = [row.label for row in self.rows]
+        if repeated := [label for i, label in enumerate(labels) if label in labels[:i]]:
+            raise ValueError(f"capacity.rows names {repeated[0]} twice; give each row a label of its own.")
+        named = [*self.doubled, *self.parity, *(label for c in self.claims for label in (c.row, c.than))]
+        if unknown := [label for label in named if label not in labels]:
+            raise ValueError(f"capacity.rows has no row {unknown[0]}; there are {', '.join(labels)}.")
+
+    def row(self, label: str) -> RowSettings:
+        return next(row for row in self.rows if row.label == label)
+
+    @property
+    def curve(self) -> list[RowSettings]:
+        """The LoRA rows of the curve over ranks, from the smallest."""
+        return sorted((row for row in self.rows if row.rank), key=lambda row: row.rank or 0)
