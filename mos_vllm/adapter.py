@@ -43,6 +43,12 @@ class Pools:
         return self.index.shape[2]
 
     @property
+    def equivalent_rank(self) -> int:
+        """e, the rank of a LoRA with as many parameters: n / (L l), rounded up."""
+        _, blocks, _, shards = self.index.shape
+        return -(-len(self.a) // (blocks * shards))
+
+    @property
     def in_features(self) -> int:
         """h"""
         return self.a.shape[1] * self.index.shape[3]

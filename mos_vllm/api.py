@@ -12,7 +12,7 @@ from vllm.entrypoints.openai.models.serving import ErrorResponse, OpenAIServingM
 from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest
 
 from mos_vllm.adapter import AdapterError
-from mos_vllm.reading import CONFIG, is_mos, read, read_config
+from mos_vllm.reading import is_mos, read, read_config, sub_folder
 
 # vLLM passes a worker's error on as text, with words of its own around it.
 SENTENCE = re.compile(r"MoS adapter '.*?(?=', please check the stack trace|$)", re.DOTALL)
@@ -88,19 +88,14 @@ def inspect(folder: Path, max_rank: int) -> tuple[bool, str | None]:
 
 
 def named_folder(name: str) -> Path | None:
-    """The sub-folder of VLLM_LORA_RESOLVER_CACHE_DIR called `name`, if it holds a MoS adapter or a broken one.
-
-    A name with a separator could leave the folder, or be a second name of one adapter: it names none.
-    """
+    """The sub-folder of VLLM_LORA_RESOLVER_CACHE_DIR called `name`, if it holds a MoS adapter or a broken one."""
     root = envs.VLLM_LORA_RESOLVER_CACHE_DIR
-    if not root or name in ("", ".", "..") or set(name) & set("/\\\0"):
-        return None
-    folder = Path(root).absolute() / name
+    folder = sub_folder(Path(root), name) if root else None
     try:
-        return folder if (folder / CONFIG).is_file() and is_mos(read_config(folder)) else None
+        return folder if folder and is_mos(read_config(folder)) else None
     except AdapterError:
         return folder
-    except (OSError, ValueError):  # a name that no file system takes
+    except OSError:  # it has gone in between
         return None
 
 

@@ -57,6 +57,20 @@ def is_mos(config: dict[str, Any]) -> bool:
     return config.get("peft_type") == "MOS"
 
 
+def sub_folder(root: Path, name: str) -> Path | None:
+    """The folder called `name` in `root`, if it holds an adapter of whatever method.
+
+    A name with a separator could leave `root`, or be a second name of one adapter: it names none.
+    """
+    if name in ("", ".", "..") or set(name) & set("/\\\0"):
+        return None
+    folder = root.absolute() / name
+    try:
+        return folder if (folder / CONFIG).is_file() else None
+    except (OSError, ValueError):  # a name that no file system takes
+        return None
+
+
 def stamp(folder: Path) -> Stamp:
     """Changes when a file of the adapter is replaced or rewritten: inode, size and time of each."""
     stats = [(folder / name).stat() for name in (CONFIG, WEIGHTS, PACKED) if (folder / name).exists()]

@@ -3,9 +3,12 @@
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from typing import Any
 
 import torch
+
+from eval.engines.environment import ALWAYS, set_environment
 
 
 def core(llm: Any) -> Any:
@@ -25,6 +28,31 @@ def without_compiling() -> AbstractContextManager[None]:
     """In here torch.compile does nothing if TORCH_COMPILE_DISABLE is 1. torch read that before we set it."""
     disabled = os.environ.get("TORCH_COMPILE_DISABLE") == "1"
     return torch._dynamo.config.patch(disable=disabled)  # type: ignore[no-any-return]
+
+
+@cache
+def mos_refusal() -> str | None:
+    """What in this vLLM keeps it from taking MoS adapters as they are saved; None if nothing does."""
+    set_environment(ALWAYS)  # finding its source imports vLLM
+    from mos_vllm.expected import lacking
+
+    return next(lacking(), None)
+
+
+@contextmanager
+def mos_adapters() -> Iterator[None]:
+    """An engine that is made in here takes MoS adapters as they are saved, whether or not vLLM finds the plugin."""
+    from vllm.v1.worker import lora_model_runner_mixin
+
+    from mos_vllm.install import rebind
+    from mos_vllm.manager import MosWorkerManager
+
+    before = lora_model_runner_mixin.LRUCacheWorkerLoRAManager
+    rebind(MosWorkerManager)
+    try:
+        yield
+    finally:
+        rebind(before)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 from eval.benchmarks import cut
 from eval.engines import Decoding, Request, private, resolve_dtype
 from eval.engines.environment import ALWAYS, cpu_environment, set_environment
+from mos_vllm.reading import is_mos, read, read_config
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the sizes vLLM takes
 
@@ -21,8 +22,9 @@ LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the sizes vLLM takes
 class VllmEngine:
     """The contract of `eval.engines.Engine`.
 
-    model: a checkpoint folder; adapters: the LoRA directories to come, whose largest rank sets the buffers' size
-    Raises ImportError without vLLM, ValueError for a rank above 512.
+    model: a checkpoint folder; adapters: the folders to come, LoRA or MoS as it is saved. Their largest rank sets the
+    size of vLLM's slots.
+    Raises ImportError without vLLM; ValueError for a rank above 512, and for a MoS adapter that is broken.
     """
 
     def __init__(
@@ -48,7 +50,12 @@ class VllmEngine:
         from vllm import LLM  # after the environment is set
 
         self.tokenizer: Any = AutoTokenizer.from_pretrained(model)
-        with private.without_compiling(), private.grouped_lora() if cpu and adapters else nullcontext():
+        native = any(map(holds_mos, adapters))
+        with (
+            private.without_compiling(),
+            private.grouped_lora() if cpu and adapters else nullcontext(),
+            private.mos_adapters() if native else nullcontext(),
+        ):
             self.llm = LLM(
                 model=str(model),
                 dtype=cast(Any, resolve_dtype(dtype)),
@@ -142,12 +149,36 @@ class VllmEngine:
         return LoRARequest(f"adapter-{number}", number, str(adapter))
 
 
+def holds_mos(folder: Path) -> bool:
+    """Whether the adapter in `folder` is MoS, as PEFT saves it."""
+    return is_mos(read_config(folder))
+
+
+def slot_rank(folder: Path) -> int:
+    """The rank of the slot that an adapter needs: its r; for MoS also its e, where that is larger.
+
+    Raises ValueError for a MoS adapter that is broken.
+    """
+    if holds_mos(folder):
+        return max(max(pools.rank, pools.equivalent_rank) for pools in read(folder).pools)
+    return int(LoraConfig.from_pretrained(str(folder)).r)
+
+
 def _lora_settings(adapters: Sequence[Path], together: int) -> dict[str, Any]:
-    """The arguments of `LLM` for adapters of these ranks. Raises ValueError for a rank above 512."""
+    """The arguments of `LLM` for these adapters. Raises ValueError for a rank above 512.
+
+    MoS adapters wait on the host, as LoRA's do: an evaluation changes its adapters rarely, and the GPU's memory is
+    better used for the KV cache.
+    """
     if not adapters:
         return {}
-    rank = max(LoraConfig.from_pretrained(str(adapter)).r for adapter in adapters)
+    rank = max(map(slot_rank, adapters))
     if rank > LORA_RANKS[-1]:
         raise ValueError(f"vLLM takes adapters up to rank {LORA_RANKS[-1]}, not {rank}; use engine=hf.")
     size = next(size for size in LORA_RANKS if size >= rank)
-    return {"enable_lora": True, "max_lora_rank": size, "max_loras": min(together, len(adapters))}
+    return {
+        "enable_lora": True,
+        "max_lora_rank": size,
+        "max_loras": min(together, len(adapters)),
+        "additional_config": {"mos": {"device_store_gib": 0}},
+    }

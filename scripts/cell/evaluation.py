@@ -13,8 +13,9 @@ from data_prep.sources import locate_complete
 from data_prep.storage import full_disk_named
 from eval import benchmarks
 from eval.engines import Engine, resolve_dtype
-from eval.session import Benchmark, Conditions, Job, evaluate
+from eval.session import Benchmark, Conditions, evaluate
 from scripts.cell import runs
+from scripts.cell.served import job
 
 
 def evaluate_runs(cfg: DictConfig, wanted: Mapping[Path, Sequence[str]]) -> dict[Path, list[Path]]:
@@ -32,11 +33,8 @@ def evaluate_runs(cfg: DictConfig, wanted: Mapping[Path, Sequence[str]]) -> dict
     checkpoint = _shared_base(cfg, list(found.values()))
     names = sorted({name for chosen in wanted.values() for name in chosen})
     loaded = {name: load_benchmark(cfg, name) for name in names}
-    jobs = [
-        Job(path, lora(run), run.cfg.method.get("chat", True), tuple(wanted[path]), run.cfg.seed)
-        for path, run in found.items()
-    ]
-    adapters = [job.adapter for job in jobs if job.adapter]
+    jobs = [job(run, wanted[path], cfg.engine.name) for path, run in found.items()]
+    adapters = [each.adapter for each in jobs if each.adapter]
     engine = {"name": cfg.engine.name, "dtype": resolve_dtype(cfg.engine.dtype), "context": cfg.engine.max_model_len}
     conditions = Conditions(checkpoint.name, engine, cfg.evaluation.variant, cfg.limit)
     tokenizer = base_model.load_tokenizer(next(iter(found.values())).cfg.model, cfg.cache_dir)
@@ -48,7 +46,7 @@ def evaluate_runs(cfg: DictConfig, wanted: Mapping[Path, Sequence[str]]) -> dict
         folders = iter(evaluate(jobs, loaded, conditions, tokenizer, start))
         for run in found.values():
             tracking.log_evaluation(run)
-    return {job.run_dir: [next(folders) for _ in job.benchmarks] for job in jobs}
+    return {each.run_dir: [next(folders) for _ in each.benchmarks] for each in jobs}
 
 
 def load_benchmark(cfg: DictConfig, name: str) -> Benchmark:
@@ -63,18 +61,6 @@ def load_benchmark(cfg: DictConfig, name: str) -> Benchmark:
 def scores(folder: Path) -> dict[str, float]:
     """Percent per table column of a result folder."""
     return dict(json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["scores"])
-
-
-def lora(run: runs.Run) -> Path | None:
-    """The run's adapter as a standard LoRA directory, exported when first asked for; None for a vanilla row."""
-    if run.adapter is None:
-        return None
-    exported = run.path / "lora"
-    if not exported.is_dir():
-        import mos
-
-        mos.export_lora(run.adapter, exported)
-    return exported
 
 
 def _shared_base(cfg: DictConfig, found: Sequence[runs.Run]) -> Path:

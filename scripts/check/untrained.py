@@ -1,4 +1,4 @@
-"""Untrained adapters, through export, engine and scoring: the path that trained ones will take."""
+"""Untrained adapters, through export (or none), engine and scoring: the path that trained ones will take."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,12 +10,12 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from peft import get_peft_model
 
-import mos
 from eval.engines import resolve_dtype
 from eval.session import Benchmark, Conditions, Job, evaluate
 from scripts.cell import base_model
 from scripts.cell.adapter import adapter_config
 from scripts.cell.evaluation import load_benchmark
+from scripts.cell.served import served
 from scripts.table.grid import shown_benchmarks
 
 TOKENS = 16  # of an answer, at most
@@ -29,7 +29,7 @@ def answer(cfg: DictConfig, methods: Sequence[DictConfig], folder: Path, items: 
     """
     names = shown_benchmarks(cfg)
     jobs = [
-        Job(folder / own.method.name, _exported(own, folder), own.method.get("chat", True), tuple(names))
+        Job(folder / own.method.name, _served(own, folder), own.method.get("chat", True), tuple(names))
         for own in methods
     ]
     checkpoint = base_model.dequantized_checkpoint(cfg.model, cfg.trainer, cfg.cache_dir)
@@ -46,7 +46,7 @@ def answer(cfg: DictConfig, methods: Sequence[DictConfig], folder: Path, items: 
 
 
 def save_untrained(cfg: DictConfig, methods: Sequence[DictConfig], folder: Path) -> None:
-    """Save a fresh adapter of each method and export it into `folder`; nothing for a vanilla row.
+    """Save a fresh adapter of each method into `folder`, exported if the engine takes it so; none for a vanilla row.
 
     The 4-bit base is loaded once: each adapter is added to it, saved, and taken off again.
     """
@@ -54,15 +54,16 @@ def save_untrained(cfg: DictConfig, methods: Sequence[DictConfig], folder: Path)
     for own in (own for own in methods if own.method.config is not None):
         base = base or base_model.load_quantized(cfg.model, cfg.trainer, cfg.cache_dir)
         model = get_peft_model(base, adapter_config(own.method, base))
-        saved = folder / "adapters" / own.method.name
-        model.save_pretrained(str(saved), save_embedding_layers=False)
+        model.save_pretrained(str(folder / "adapters" / own.method.name), save_embedding_layers=False)
         base = model.unload()
         base.peft_config = {}
-        mos.export_lora(saved, folder / "lora" / own.method.name)
+        _served(own, folder)
 
 
-def _exported(own: DictConfig, folder: Path) -> Path | None:
-    return None if own.method.config is None else folder / "lora" / own.method.name
+def _served(own: DictConfig, folder: Path) -> Path | None:
+    if own.method.config is None:
+        return None
+    return served(folder / "adapters" / own.method.name, folder / "lora" / own.method.name, own.engine.name)
 
 
 def _brief(benchmark: Benchmark) -> Benchmark:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+from omegaconf import DictConfig
+
 from scripts.cell import runs
 from scripts.cost import formulas
 from scripts.cost.architecture import Adapter, Architecture
@@ -34,7 +36,9 @@ def disk(inputs: Inputs, cache_dir: Path) -> list[Need]:
     cfg, folder = inputs.cfg, Path(inputs.cfg.runs_dir)
     cells = [(cell, inputs.adapters[cell.method]) for cell in inputs.cells if cell.method in inputs.adapters]
     untrained = [added for cell, added in cells if not runs.is_finished(cell.path)]
-    unexported = [added for cell, added in cells if not (cell.path / "lora").is_dir()]
+    unexported = [
+        added for cell, added in cells if is_exported(inputs.methods[cell.method]) and not (cell.path / "lora").is_dir()
+    ]
     largest = sorted(map(checkpoint_bytes, untrained), reverse=True)[: cfg.workers]
     return [
         *_hub_copy(inputs),
@@ -43,6 +47,11 @@ def disk(inputs: Inputs, cache_dir: Path) -> list[Need]:
         Need("adapters", folder, sum(map(adapter_bytes, untrained))),
         Need("adapters as LoRA", folder, sum(map(export_bytes, unexported))),
     ]
+
+
+def is_exported(cfg: DictConfig) -> bool:
+    """Whether the adapter of a method is written as a LoRA too; a vLLM as expected takes MoS as it was trained."""
+    return cfg.engine.name != "vllm" or cfg.method.config["_target_"] != "mos.MosConfig"
 
 
 def converted_bytes(model: Architecture, double_quantization: bool) -> dict[str, float]:

@@ -183,6 +183,31 @@ def test_what_determines_the_predictions_makes_another_key(tmp_path: Path, adapt
     assert run(tmp_path, FakeEngine(), benchmarks=("mmlu",), seed=1)[0] == folders[0]  # greedy: no seed
 
 
+def test_results_keep_the_name_that_another_form_of_the_weights_gave_them(tmp_path: Path, adapters: list[Path]) -> None:
+    trained, exported = adapters
+
+    def asked(adapter: Path, *weights: Path) -> tuple[Path, int]:
+        engine = FakeEngine()
+        return run(tmp_path, engine, benchmarks=("gsm8k",), adapter=adapter, weights=weights)[0], len(engine.asked)
+
+    older, _ = asked(exported)
+    assert asked(trained, trained, exported) == (older, 0)
+    newer, _ = asked(trained, trained)  # where the export is no more, the trained weights name new results
+    assert newer != older
+    assert asked(exported, trained, exported) == (newer, 0)
+    assert [json.loads((folder / "timing.json").read_text())["served"] for folder in (older, newer)] == ["b", "a"]
+
+
+def test_new_results_are_named_by_the_trained_weights(tmp_path: Path, adapters: list[Path]) -> None:
+    trained, exported = adapters
+    folders = [
+        run(tmp_path / name, FakeEngine(), benchmarks=("gsm8k",), adapter=adapter, weights=tuple(adapters))[0].name
+        for name, adapter in (("native", trained), ("exported", exported))
+    ]
+    assert folders[0] == folders[1]
+    assert folders[0] == run(tmp_path, FakeEngine(), benchmarks=("gsm8k",), adapter=trained)[0].name
+
+
 def test_a_higher_version_of_a_benchmark_makes_another_key(tmp_path: Path) -> None:
     raised = Benchmark(config("gsm8k") | {"version": 2}, RAW["gsm8k"])
     job = Job(tmp_path, None, True, ("gsm8k",))

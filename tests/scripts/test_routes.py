@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from data_prep.chat import user_prompt
 from eval.engines import Decoding
 from scripts.cell import base_model, runs
-from scripts.cell.evaluation import lora
+from scripts.cell.served import exported_folder, served
 from scripts.config import ROOT, compose
 from tests.asked import asked
 from tests.ties import gap_at_parting
@@ -56,8 +56,18 @@ def test_the_adapter_the_merged_model_and_vllm_give_the_same_text(
     from eval.engines.vllm import VllmEngine
 
     decoding = Decoding(24)
-    exported = {name: lora(run) for name, run in trained.items()}
-    vllm = VllmEngine(base, list(exported.values()), dtype="float32", max_model_len=512, cpu_kv_cache_gib=1)
+    folders = {
+        name: {served(run.adapter, exported_folder(run), engine) for engine in ("vllm", "hf")}
+        for name, run in trained.items()
+    }  # MoS as it was trained, too
+    assert [len(own) for own in folders.values()] == [1, 1, 1, 1, 2, 2, 2]
+    vllm = VllmEngine(
+        base,
+        [folder for own in folders.values() for folder in own],
+        dtype="float32",
+        max_model_len=512,
+        cpu_kv_cache_gib=1,
+    )
     untrained = dict(vllm.generate(asked(PROMPTS), decoding))
     for name, run in trained.items():
         adapted = HfEngine(base, [run.adapter], dtype="float32", max_model_len=512)
@@ -67,7 +77,7 @@ def test_the_adapter_the_merged_model_and_vllm_give_the_same_text(
         assert expected != untrained, f"{name} changes nothing"
         for route in (
             merged.generate(asked(PROMPTS), decoding),
-            vllm.generate(asked(PROMPTS, exported[name]), decoding),
+            *(vllm.generate(asked(PROMPTS, folder), decoding) for folder in folders[name]),
         ):
             for index, texts in route:
                 if texts != expected[index]:

@@ -5,7 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import LlamaForCausalLM
 
+import mos
 from data_prep.chat import user_prompt
 from eval.engines import Decoding, Request, private, resolve_dtype
 from eval.engines.hf import HfEngine
@@ -14,8 +17,10 @@ from eval.letters import letter_ids
 from scripts.cell import base_model
 from scripts.config import compose
 from tests.asked import asked
+from tests.mos_vllm.make import save_adapter
 
 pytest.importorskip("vllm")
+from vllm.v1.worker import lora_model_runner_mixin
 
 QUESTIONS = [f"A farmer has {n} hens and buys {n % 7 + 2} more. How many hens are there now?" for n in range(3, 13)]
 PROMPTS = [user_prompt(f"Question: {question}", "Answer:") for question in QUESTIONS]
@@ -118,6 +123,50 @@ def test_the_rank_of_the_adapters_sets_the_buffers(
     (tmp_path / "adapter_config.json").write_text(config.replace('"r": 4', '"r": 513'))
     with pytest.raises(ValueError, match="up to rank 512, not 513; use engine=hf"):
         _lora_settings([tmp_path], 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "allowed"), [({"r": 8}, 8), ({"r": 9}, 16), ({"r": 4, "equivalent_rank": 12, "private_rank": 0}, 16)]
+)
+def test_a_slot_has_room_for_r_and_e_of_mos(
+    tiny_lora: Path, tmp_path: Path, settings: dict[str, int], allowed: int
+) -> None:
+    save_adapter(tmp_path / "mos", target_modules=["q_proj"], **settings)
+    assert _lora_settings([tiny_lora, tmp_path / "mos"], 2)["max_lora_rank"] == allowed
+
+
+def test_a_broken_mos_adapter_is_told_before_the_engine_starts(tmp_path: Path) -> None:
+    save_adapter(tmp_path / "mos", target_modules=["q_proj"])
+    (tmp_path / "mos" / "adapter_model.safetensors").write_bytes(b"x")
+    with pytest.raises(ValueError, match="has a broken or truncated adapter_model"):
+        _lora_settings([tmp_path / "mos"], 2)
+
+
+@pytest.mark.slow
+def test_mos_as_it_is_saved_answers_as_its_export(smol: Path, adapters: list[Path], tmp_path: Path) -> None:
+    """In one engine with LoRA, with more adapters than slots."""
+    manager = lora_model_runner_mixin.LRUCacheWorkerLoRAManager
+    native = [
+        save_adapter(tmp_path / f"mos-{seed}", seed, model=LlamaForCausalLM.from_pretrained(smol, dtype=torch.float32))
+        for seed in (0, 1)
+    ]
+    exported = [tmp_path / f"lora-{seed}" for seed in (0, 1)]
+    for folder, target in zip(native, exported, strict=True):
+        mos.export_lora(folder, target)
+    every = [*native, *exported, *adapters]
+    engine = VllmEngine(smol, every, dtype="float32", max_model_len=512, cpu_kv_cache_gib=1, max_loras=2)
+    assert lora_model_runner_mixin.LRUCacheWorkerLoRAManager is manager  # nothing of it stays behind
+    letters = letter_ids(engine.tokenizer, "ABCD")
+    requests = [Request(prompt, folder) for prompt in PROMPTS for folder in every]
+    texts = [text for _, text in sorted(engine.generate(requests, Decoding(16)))]
+    logits = [found for _, found in sorted(engine.letter_logits(requests, letters), key=lambda pair: pair[0])]
+    for start in range(0, len(requests), len(every)):
+        assert texts[start : start + 2] == texts[start + 2 : start + 4]
+        for mine, other in zip(logits[start : start + 2], logits[start + 2 : start + 4], strict=True):
+            assert mine == pytest.approx(other, abs=1e-4)
+    plain = [text for _, text in sorted(engine.generate(asked(PROMPTS), Decoding(16)))]
+    assert plain != texts[:: len(every)] != texts[1 :: len(every)]
+    engine.close()
 
 
 def test_the_type_of_a_named_dtype_is_kept() -> None:

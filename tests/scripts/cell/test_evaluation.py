@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from scripts.cell import runs, training
-from scripts.cell.evaluation import evaluate_runs, lora, scores
+from scripts.cell.evaluation import evaluate_runs, scores
+from scripts.cell.served import job
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -47,7 +48,7 @@ def test_a_trained_run_is_exported_evaluated_and_not_evaluated_again(cfg, run):
     metrics = json.loads((folder / "metrics.json").read_text())
     assert (metrics["items"], metrics["engine"]["name"], metrics["engine"]["dtype"]) == (4, "hf", "float32")
     exported = run / "lora" / "adapter_model.safetensors"
-    assert lora(runs.load(run)) == exported.parent
+    assert job(runs.load(run), ["gsm8k"], "hf").adapter == exported.parent
     before = exported.stat().st_mtime_ns, (folder / "metrics.json").stat().st_mtime_ns
     cfg.engine._target_ = "nowhere.Engine"  # it must not be needed
     assert evaluate_runs(cfg, {run: ["gsm8k"]}) == {run: [folder]}

@@ -7,7 +7,7 @@ import pytest
 from safetensors.torch import load_file
 
 from scripts.cell import base_model, runs, training
-from scripts.cell.evaluation import lora
+from scripts.cell.served import exported_folder, served
 from scripts.cell.shapes import meta_model
 from scripts.config import compose
 from scripts.cost import cautions, disk
@@ -62,7 +62,9 @@ def test_plan_lists_what_is_still_to_be_written(places: list[str], monkeypatch: 
     assert found["copies from the hub (HF_HOME)"] == 2 * 6_738_415_616
     assert found["adapters"] == pytest.approx(2 * 4 * 4 * 4_997_120, rel=0.01)  # two methods on four training sets
     assert found["checkpoints while training"] == pytest.approx(2 * 2 * 12 * 4_997_120, rel=0.01)
-    assert found["adapters as LoRA"] == pytest.approx(4 * (1 + 4) * 4 * 4_997_120)
+    assert found["adapters as LoRA"] == pytest.approx(4 * 4 * 4_997_120)  # vLLM takes MoS as it was trained
+    with_hf = needs(*places, "workers=2", "engine=hf")["adapters as LoRA"]
+    assert with_hf == pytest.approx(4 * (1 + 4) * 4 * 4_997_120)
 
 
 def test_what_is_there_is_not_needed_again(places: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +87,7 @@ def test_a_real_cell_takes_what_the_formulas_say(tiny) -> None:
     added, run = adapter(cfg), runs.load(path)
     indices = size(path / "adapter") - disk.adapter_bytes(added)
     assert 0 <= indices < 0.2 * disk.adapter_bytes(added)  # integers that pick the shards, which the formula leaves out
-    assert size(lora(run)) == disk.export_bytes(added)
+    assert size(served(run.adapter, exported_folder(run), "hf")) == disk.export_bytes(added)
     base_model.dequantized_checkpoint(cfg.model, cfg.trainer, cfg.cache_dir)
     forms = disk.converted_bytes(Architecture.of(meta_model(cfg.model)), double_quantization=True)
     folders = base_model.folders(cfg.model, cfg.trainer, cfg.cache_dir)
