@@ -14,7 +14,7 @@ endif
 # What the targets below take, e.g. `make table2 PROFILE=smol METHODS=lora_r2,mos_r8 SEEDS=0,1 LIMIT=40 DATA=data`.
 # scripts/variables.py turns them into overrides. They reach it through the environment and as they were typed, so that a
 # folder may have any name. Unset ones are left to the profile; PROFILE itself goes by what the machine has.
-$(foreach name,PROFILE DATA LIMIT METHODS SEEDS CANDIDATES LAUNCHER DRY SKIP_PREFLIGHT GPU OVERRIDES,$(eval \
+$(foreach name,PROFILE DATA LIMIT METHODS SEEDS CANDIDATES LAUNCHER DRY SKIP_PREFLIGHT GPU STUDY OVERRIDES,$(eval \
 	export MAKE_$(name) := $$(value $(name))))
 RUN = $(PY) -m scripts.make
 
@@ -64,6 +64,10 @@ lr-search: $(READY)  ## the learning rates of Appendix A at LoRA rank 8, ranked 
 	$(RUN) search search=lr
 mos-search: $(READY)  ## r, l and p of MoS, ranked by validation loss
 	$(RUN) search search=mos
+
+.PHONY: capacity
+capacity: $(READY)  ## facts stored per trainable parameter, in results/capacity/; 15 minutes, STUDY=full hours (docs/capacity.md)
+	$(RUN) capacity
 
 .PHONY: serve-plan
 serve-plan: $(READY)  ## how many adapters a node serves, e.g. MODEL=llama2_70b GPU=h200:8 R=16 E=2 (docs/serving.md)

@@ -14,6 +14,7 @@ SETTINGS = {  # variable -> setting, and how its text becomes a value
     "CANDIDATES": ("candidates", "value"),
     "LAUNCHER": ("launcher", "value"),
     "GPU": ("gpus", "list"),
+    "STUDY": ("capacity", "value"),
 }
 SWITCHES = {"DRY": ("dry=false", "dry=true"), "SKIP_PREFLIGHT": (None, "preflight=none")}  # for 0 and for 1
 

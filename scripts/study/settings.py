@@ -33,6 +33,7 @@ class RowSettings(BaseModel):
 
     rate:  the learning rate that the search starts from, or the only one
     rank:  of a LoRA that is a point of the curve over ranks
+    curve: the line of the figure that it is on; the others are points
     last:  trained after the doubled runs
     """
 
@@ -42,6 +43,7 @@ class RowSettings(BaseModel):
     overrides: list[str] = []
     rate: PositiveFloat
     rank: PositiveInt | None = None
+    curve: Name | None = None
     last: bool = False
 
 
@@ -84,18 +86,20 @@ class StudySettings(BaseModel):
         return study
 
     def check_names(self) -> None:
-        """Raise ValueError for a row that is given twice, or that is named and not there."""
+        """Raise ValueError for a row that is there twice, or named and not there, and for a curve of one point."""
         labels = [row.label for row in self.rows]
         if repeated := [label for i, label in enumerate(labels) if label in labels[:i]]:
             raise ValueError(f"capacity.rows names {repeated[0]} twice; give each row a label of its own.")
         named = [*self.doubled, *self.parity, *(label for c in self.claims for label in (c.row, c.than))]
         if unknown := [label for label in named if label not in labels]:
             raise ValueError(f"capacity.rows has no row {unknown[0]}; there are {', '.join(labels)}.")
+        if self.parity and len(self.ranks) < 2:
+            raise ValueError("capacity.parity needs a curve: give at least two LoRA rows of capacity.rows their rank.")
 
     def row(self, label: str) -> RowSettings:
         return next(row for row in self.rows if row.label == label)
 
     @property
-    def curve(self) -> list[RowSettings]:
+    def ranks(self) -> list[RowSettings]:
         """The LoRA rows of the curve over ranks, from the smallest."""
         return sorted((row for row in self.rows if row.rank), key=lambda row: row.rank or 0)

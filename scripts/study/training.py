@@ -56,7 +56,7 @@ def train(cfg: DictConfig, study: StudySettings, run: Run) -> Result:
 def adapted(cfg: DictConfig) -> PeftModel:
     """The base model in float32, not in 4 bits, with the adapter of `cfg.method`, initialized from `cfg.seed`."""
     path = checkpoint(cfg.model, cfg.cache_dir)
-    network = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    network: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     network.to("cuda" if torch.cuda.is_available() else "cpu")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
@@ -67,7 +67,8 @@ def adapted(cfg: DictConfig) -> PeftModel:
 
 def value_head(model: PeftModel, settings: FactsSettings) -> Tensor:
     """The rows (v, hidden) of the output head that belong to the value tokens: no other token is an answer."""
-    weight = model.get_base_model().get_output_embeddings().weight
+    base: Any = model.get_base_model()
+    weight: Tensor = base.get_output_embeddings().weight
     return weight[settings.first_token :][: settings.values]
 
 
@@ -99,8 +100,10 @@ def rate_at(step: int, steps: int, warmup: float) -> float:
 
 def logits(model: PeftModel, head: Tensor, keys: Tensor) -> Tensor:
     """Logits (b, v) of the value tokens after the two key tokens (b, 2)."""
-    decoder = model.get_base_model().get_decoder()
-    hidden = decoder(input_ids=keys, use_cache=False).last_hidden_state[:, -1]  # (b, 2, hidden) -> (b, hidden)
+    base: Any = model.get_base_model()
+    hidden = base.get_decoder()(input_ids=keys, use_cache=False).last_hidden_state[
+        :, -1
+    ]  # (b, 2, hidden) -> (b, hidden)
     return linear(hidden, head)  # (b, hidden) (hidden, v) -> (b, v)
 
 

@@ -111,6 +111,7 @@ def test_without_a_search_the_rates_of_the_yaml_count() -> None:
         ({"doubled": ["z"]}, "capacity.rows has no row z; there are a, b, c"),
         ({"claims": [ClaimSettings(text="t", row="a", than="y")]}, "has no row y"),
         ({"rows": [RowSettings(label="a", method="lora", rate=0.1)] * 2}, "names a twice"),
+        ({"parity": ["a"]}, "at least two LoRA rows"),
     ],
 )
 def test_rows_that_are_not_there_are_refused(changes: dict[str, Any], sentence: str) -> None:

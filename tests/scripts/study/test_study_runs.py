@@ -6,16 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
-from scripts.config import compose
+from scripts.config import CONFIGS
 from scripts.cost.parameters import trainable_parameters
 from scripts.study import plan, produce, training
 from scripts.study.facts import draw
 from scripts.study.runs import Run, Store
 
+FULL = CONFIGS / "capacity" / "full.yaml"
+SHARED = ["method.r=2", "method.equivalent_rank=1", "method.private_rank=0"]
 ROWS = (
     "[{label: LoRA 1, method: lora, overrides: ['method.r=1'], rate: 0.01, rank: 1},"
-    "{label: MoS, method: mos, overrides: ['method.r=2', 'method.equivalent_rank=1', 'method.private_rank=0'], rate: 0.01}]"
+    f"{{label: MoS, method: mos, overrides: {SHARED}, rate: 0.01}}]"
 )
 
 
@@ -78,17 +81,26 @@ def test_a_whole_study_and_what_a_kill_leaves(
     assert not here
 
 
-def test_a_run_is_named_by_all_that_determines_it(overrides: list[str]) -> None:
-    run = Run("LoRA 1", 1, 0.01, 6)
-    changed = [
-        "capacity.facts.count=41", "capacity.facts.values=9", "capacity.optimizer.batch_size=8",
-        "capacity.optimizer.warmup_ratio=0.2", "capacity.targets=[q_proj]", "method.version=2",
-    ]  # fmt: skip
+def test_a_run_is_named_by_what_it_is(overrides: list[str]) -> None:
+    store, run = Store(overrides), Run("LoRA 1", 1, 0.01, 6)
     others = [Run("LoRA 1", 2, 0.01, 6), Run("LoRA 1", 1, 0.02, 6), Run("LoRA 1", 1, 0.01, 12), Run("MoS", 1, 0.01, 6)]
-    paths = [Store(overrides).path(r) for r in [run, *others]]
-    paths += [Store([*overrides, change]).path(run) for change in changed]
-    assert len(set(paths)) == len(paths)
-    assert Store([*overrides, "capacity.name=other", "workers=7"]).path(run) == paths[0]
+    assert len({store.path(one) for one in [run, *others]}) == 5
+    assert Store([*overrides, "capacity.name=other", "workers=7"]).path(run) == store.path(run)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "capacity.facts.count=41",
+        "capacity.facts.values=9",
+        "capacity.optimizer.batch_size=8",
+        "capacity.optimizer.warmup_ratio=0.2",
+        "capacity.targets=[q_proj]",
+    ],
+)
+def test_a_run_is_named_by_all_that_determines_it(overrides: list[str], change: str) -> None:
+    run = Run("LoRA 1", 1, 0.01, 6)
+    assert Store([*overrides, change]).path(run) != Store(overrides).path(run)
 
 
 def test_a_rate_at_which_it_diverges_counts_as_nothing_learned(
@@ -141,14 +153,20 @@ def test_every_fact_is_seen_before_one_is_seen_again() -> None:
     assert sorted(seen[:10].tolist()) == sorted(seen[10:].tolist()) == list(range(10))
 
 
-@pytest.mark.parametrize("name", ["full", "quick"])
-def test_rows_of_one_budget_have_one_count(name: str) -> None:
+@pytest.fixture(scope="module")
+def full() -> Store:
+    return Store(["capacity=full", "profile=micro"])
+
+
+@pytest.mark.parametrize("label", [row["label"] for row in yaml.safe_load(FULL.read_text(encoding="utf-8"))["rows"]])
+def test_rows_of_one_budget_have_one_count(full: Store, label: str) -> None:
     """The paper's equality: MoS and its variants at e have the trainable parameters of LoRA at rank e."""
-    store = Store([f"capacity={name}", "profile=micro"])
-    counts = {}
-    for row in store.study.rows:
-        counts[row.label] = trainable_parameters(store.config(Run(row.label, 0, row.rate, 1)))
-    for row in store.study.rows:
-        budget = compose([f"method={row.method}", *row.overrides]).method.get("equivalent_rank")
-        if budget or row.method.startswith("prolora"):
-            assert counts[row.label] == counts[f"LoRA {budget or 2}"], row.label
+    cfg = full.config(Run(label, 0, 0.01, 1))
+    budget = {"prolora": 2, "lora": cfg.method.r}.get(
+        cfg.method.name.partition("_")[0], cfg.method.get("equivalent_rank")
+    )
+    per_rank = 8 * (192 + 64)  # blocks, and the widths of a down projection
+    if budget is None:  # VeRA, and Tied LoRA on q, k and v
+        assert trainable_parameters(cfg) == {"VeRA 256": 8 * (256 + 64), "Tied LoRA 280": 75456}[label]
+    else:
+        assert trainable_parameters(cfg) == budget * per_rank

@@ -1,0 +1,78 @@
+"""Means with their intervals over seeds, differences paired by seed, and the rank of LoRA that stores as much."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isnan, nan
+
+import numpy as np
+from scipy import stats
+from statsmodels.stats.power import TTestPower
+
+LEVEL = 0.95
+POWER = 0.8
+MOST_SEEDS = 1000  # beyond that a difference is none
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over `count` seeds and its 95% interval; the ends are nan for a single seed, all is nan for none."""
+
+    mean: float
+    low: float
+    high: float
+    count: int
+
+    @property
+    def known(self) -> bool:
+        """Whether it has an interval."""
+        return not isnan(self.low)
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean and Student's t interval. Seeds are few: a percentile bootstrap of five covers 83% instead of 95%."""
+    if len(values) < 2:
+        return Estimate(values[0] if values else nan, nan, nan, len(values))
+    numbers = np.asarray(values, dtype=float)
+    half = stats.t.ppf((1 + LEVEL) / 2, len(numbers) - 1) * stats.sem(numbers)
+    return Estimate(float(numbers.mean()), float(numbers.mean() - half), float(numbers.mean() + half), len(numbers))
+
+
+def verdict(difference: Estimate) -> str:
+    """What an interval says of the claim that the difference is positive."""
+    if difference.low > 0:
+        return "holds"
+    if difference.high < 0:
+        return "does not hold"
+    return "cannot tell"
+
+
+def seeds_needed(differences: Sequence[float]) -> int | None:
+    """How many seeds would show this mean difference, with this spread, at 5% and 80% power; None for over a thousand.
+
+    At least two differences that are not all equal.
+    """
+    numbers = np.asarray(differences, dtype=float)
+    effect = abs(numbers.mean()) / numbers.std(ddof=1)
+    power = TTestPower().power
+    return next((n for n in range(2, MOST_SEEDS + 1) if power(effect, n, 1 - LEVEL) >= POWER), None)
+
+
+def equal_rank(ranks: Sequence[int], stored: Sequence[float], target: float) -> float:
+    """The rank at which LoRA stores `target`, between two measured ranks in a line over the logarithm of the rank.
+
+    ranks: rising;  stored: what LoRA stores at each, made to rise where it falls
+    returns the lowest or the highest rank for a target outside the curve: at most, or at least, so much
+    """
+    curve = np.maximum.accumulate(np.asarray(stored, dtype=float))
+    return float(2 ** np.interp(target, curve, np.log2(ranks)))
+
+
+def parity(ranks: Sequence[int], stored: Sequence[Sequence[float]], targets: Sequence[float]) -> Estimate:
+    """The rank of LoRA that equals a method: each seed on the curve of that seed, then their geometric mean.
+
+    stored: for each seed, what LoRA stores at each rank;  targets: what the method stores, by seed
+    The interval is a t interval of the logarithms.
+    """
+    logs = [np.log2(equal_rank(ranks, curve, target)) for curve, target in zip(stored, targets, strict=True)]
+    found = estimate([float(log) for log in logs])
+    return Estimate(2**found.mean, 2**found.low, 2**found.high, found.count)

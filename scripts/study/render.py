@@ -1,0 +1,250 @@
+"""The results of a study: every run as CSV; rows, claims, parity and convergence as Markdown; the figure."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from math import isnan, log2, nan
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from data_prep import storage
+from scripts.study import figure, intervals, plan, summary
+from scripts.study.intervals import Estimate
+from scripts.study.runs import Result, Run, Store
+from scripts.study.settings import StudySettings
+from scripts.study.summary import Results
+
+PAPER = 8  # times: "approximately 8x parameter savings" (abstract, Sec. 4.2)
+COLUMNS = [
+    "part", "label", "seed", "rate", "steps", "parameters", "recall", "bits_per_parameter", "cross_entropy", "diverged",
+    "seconds", "started", "git", "python", "versions", "code", "cpu", "cores", "torch_threads", "gpu",
+]  # fmt: skip
+
+
+def render(store: Store, results: Results, folder: Path) -> list[Path]:
+    """Write `<study>.md`, `.csv`, `.svg` and `.png` into `folder`; returns their paths."""
+    study = store.study
+    model = store.config(next(iter(plan.ready(study, {})))).model.name
+    stem = folder / study.name
+    storage.write_text(stem.with_suffix(".csv"), runs_csv(study, results))
+    storage.write_text(stem.with_suffix(".md"), markdown(study, results, model))
+    for kind in ("svg", "png"):
+        storage.write_bytes(stem.with_suffix(f".{kind}"), figure.draw(summary.lines(study, results), kind))
+    return [stem.with_suffix(f".{kind}") for kind in ("md", "csv", "svg", "png")]
+
+
+def runs_csv(study: StudySettings, results: Results) -> str:
+    """A line per run, with what it ran on; in the order of the rows."""
+    order = {row.label: i for i, row in enumerate(study.rows)}
+    lines: list[dict[str, Any]] = [_run(study, run, result) for run, result in results.items()]
+    lines.sort(
+        key=lambda line: (order[line["label"]], line["part"] != "search", line["steps"], line["seed"], line["rate"])
+    )
+    return pd.DataFrame(lines, columns=COLUMNS).to_csv(index=False, lineterminator="\n")
+
+
+def markdown(study: StudySettings, results: Results, model: str) -> str:
+    """The study as a page; model: the name of the base model."""
+    parts = [
+        f"# Facts stored per trainable parameter: study `{study.name}` on {model}",
+        _about(study, results),
+        f"![Facts recalled, and bits per parameter, against trainable parameters]({study.name}.svg)",
+        _pipe(ROWS, _rows(study, results)),
+        ROWS_NOTE,
+    ]
+    if study.parity:
+        parts += [
+            "## The rank of LoRA that stores as much",
+            _pipe(PARITY, _parity(study, results)),
+            _parity_note(study),
+        ]
+    if study.claims:
+        parts += ["## The paper's claims", _pipe(CLAIMS, _claims(study, results)), CLAIMS_NOTE]
+    if study.doubled:
+        parts += ["## With twice the steps", *_convergence(study, results)]
+    return "\n\n".join([*parts, "## What it ran on", _ran_on(results)]) + "\n"
+
+
+ROWS = ["Row", "Parameters", "Rate", "Rates tried", "Seeds", "Recall, %", "Stored, %", "Bits per parameter"]
+ROWS_NOTE = (
+    "Mean and 95% interval over seeds (Student's t). The rate was chosen on a seed of its own; * the best one tried is "
+    "the last of its grid. Stored: of the bits of all facts. A row without an interval has fewer than two seeds."
+)
+PARITY = ["Row", "Equals LoRA of rank", "95% interval", "Times its own budget", "The paper", "Verdict", "Seeds"]
+CLAIMS = ["Claim", "Compared", "Difference in stored, points", "95% interval", "By seed", "Verdict", "Seeds needed"]
+CLAIMS_NOTE = (
+    "Differences are paired by seed: the two rows learn the same facts in the same order. A claim holds if the "
+    "interval is above 0, and does not hold if it is below. Seeds needed, where one cannot tell: for the difference "
+    "that was found, at 80% power. Verdicts are not corrected for their number."
+)
+DOUBLED = ["Rows", "Difference, points", "With twice the steps", "Order stays"]
+
+
+def _about(study: StudySettings, results: Results) -> str:
+    facts, optimizer = study.facts, study.optimizer
+    unfinished = [line.row.label for line in summary.lines(study, results) if line.recall.count < len(study.seeds)]
+    about = (
+        f"{facts.count:,} random facts of two key tokens and one of {facts.values} values: "
+        f"{facts.count * log2(facts.values):,.0f} bits. {optimizer.steps} steps of {optimizer.batch_size} facts, "
+        f"{len(study.seeds)} seeds, base model in float32; adapted: "
+        f"{study.targets if isinstance(study.targets, str) else ', '.join(study.targets)} (Tied LoRA: q, k and v)."
+    )
+    return about + (f" **Not all seeds are finished** of {', '.join(unfinished)}." if unfinished else "")
+
+
+def _rows(study: StudySettings, results: Results) -> Iterator[Sequence[str]]:
+    for line in summary.lines(study, results):
+        yield (
+            line.row.label,
+            "" if line.parameters is None else f"{line.parameters:,}",
+            "" if line.rate is None else f"{line.rate:.3g}{'*' if line.edge else ''}",
+            ", ".join(f"{rate:.3g}" for rate in line.grid),
+            str(line.recall.count),
+            _shown(line.recall, 1),
+            _shown(line.stored, 1),
+            _shown(line.bits, 3),
+        )
+
+
+def _parity(study: StudySettings, results: Results) -> Iterator[Sequence[str]]:
+    for label in study.parity:
+        found, budget = summary.parity(study, label, results), _budget(study, label, results)
+        times = Estimate(found.mean / budget, found.low / budget, found.high / budget, found.count)
+        yield (
+            label,
+            _rank(found.mean, study),
+            f"{_rank(found.low, study)} to {_rank(found.high, study)}" if found.known else "",
+            _shown(times, 2),
+            f"{PAPER}",
+            _eightfold(times),
+            str(found.count),
+        )
+
+
+def _parity_note(study: StudySettings) -> str:
+    ranks = [row.rank for row in study.ranks]
+    return (
+        f"By seed: where the row lies on the curve of LoRA {', '.join(map(str, ranks))} of the same seed, in a line "
+        "over the logarithm of the rank; then the geometric mean with a t interval. A seed outside the curve counts as "
+        "its end."
+    )
+
+
+def _budget(study: StudySettings, label: str, results: Results) -> float:
+    """e: the rank of LoRA with as many parameters as the row; nan while neither has been trained."""
+    counts = {line.row.label: line.parameters for line in summary.lines(study, results)}
+    lowest = study.ranks[0]
+    one, own = counts[lowest.label], counts[label]
+    return own * (lowest.rank or 1) / one if one and own else nan
+
+
+def _eightfold(times: Estimate) -> str:
+    if not times.known:
+        return "cannot tell"
+    return "holds" if times.low >= PAPER else "does not hold" if times.high < PAPER else "cannot tell"
+
+
+def _claims(study: StudySettings, results: Results) -> Iterator[Sequence[str]]:
+    for claim, found in summary.claims(study, results):
+        differences, says = list(found.by_seed.values()), intervals.verdict(found.estimate)
+        yield (
+            claim.text,
+            f"{claim.row} against {claim.than}",
+            *_signed(found.estimate),
+            ", ".join(f"{value:+.1f}" for value in differences),
+            says,
+            _needed(differences) if says == "cannot tell" else "",
+        )
+
+
+def _needed(differences: Sequence[float]) -> str:
+    if len(set(differences)) < 2:
+        return ""
+    count = intervals.seeds_needed(differences)
+    return f"over {intervals.MOST_SEEDS}" if count is None else str(count)
+
+
+def _convergence(study: StudySettings, results: Results) -> Iterator[str]:
+    pairs = summary.convergence(study, results)
+    yield _pipe(DOUBLED, (_pair(pair) for pair in pairs))
+    known = [pair for pair in pairs if pair.known]
+    if not known:
+        yield "Too few of these runs are finished to tell."
+        return
+    moved = [f"{pair.once.row} and {pair.once.than}" for pair in known if not pair.stays]
+    if moved:
+        yield f"**Not converged**: with twice the steps {', '.join(moved)} change places by more than their intervals."
+    else:
+        yield "No two of these rows change places by more than their intervals."
+
+
+def _pair(pair: summary.Convergence) -> Sequence[str]:
+    ends = [" ".join(part for part in _signed(one.estimate) if part) for one in (pair.once, pair.twice)]
+    return f"{pair.once.row} less {pair.once.than}", *ends, ("yes" if pair.stays else "no") if pair.known else ""
+
+
+def _ran_on(results: Results) -> str:
+    origins = [result["provenance"] for result in results.values()]
+    versions = [", ".join(f"{name} {version}" for name, version in o["versions"].items()) for o in origins]
+    machines = [
+        f"{o['hardware']['gpu'] or o['hardware']['cpu']}, {o['hardware']['torch_threads']} thread" for o in origins
+    ]
+    hours = sum(result["seconds"] for result in results.values()) / 3600
+    lines = [
+        f"{len(results)} runs, {hours:.1f} hours in all.",
+        f"Code: {_distinct(str(origin['git']) for origin in origins)}.",
+        f"Hardware: {_distinct(machines)}.",
+        f"Python {_distinct(origin['python'] for origin in origins)}; {_distinct(versions)}.",
+    ]
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _run(study: StudySettings, run: Run, result: Result) -> dict[str, Any]:
+    origin = result["provenance"]
+    hardware = {key: origin["hardware"][key] for key in ("cpu", "cores", "torch_threads", "gpu")}
+    versions = " ".join(f"{name}={version}" for name, version in origin["versions"].items())
+    code = " ".join(f"{name}={key}" for name, key in origin["code"].items())
+    return {
+        **result,
+        **hardware,
+        "part": "search"
+        if run.seed == study.search_seed
+        else "reported"
+        if run.steps == study.optimizer.steps
+        else "doubled",
+        "label": run.label,
+        "git": origin["git"],
+        "python": origin["python"],
+        "versions": versions,
+        "code": code,
+    }
+
+
+def _shown(found: Estimate, digits: int) -> str:
+    if not found.count:
+        return ""
+    interval = f" ({found.low:.{digits}f} to {found.high:.{digits}f})" if found.known else ""
+    return f"{found.mean:.{digits}f}{interval}"
+
+
+def _signed(found: Estimate) -> tuple[str, str]:
+    """A difference, and its interval."""
+    return (
+        f"{found.mean:+.2f}" if found.count else "",
+        f"{found.low:+.2f} to {found.high:+.2f}" if found.known else "",
+    )
+
+
+def _rank(value: float, study: StudySettings) -> str:
+    lowest, highest = study.ranks[0].rank, study.ranks[-1].rank
+    end = "at most " if value == lowest else "at least " if value == highest else ""
+    return "" if isnan(value) else f"{end}{value:.1f}"
+
+
+def _distinct(texts: Iterable[str]) -> str:
+    return "; ".join(dict.fromkeys(texts))
+
+
+def _pipe(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

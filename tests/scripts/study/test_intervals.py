@@ -1,0 +1,88 @@
+"""Intervals over seeds cover what they say; the rank of LoRA that stores as much is found on simulated curves."""
+
+from math import isnan
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from scripts.study import intervals
+
+RANKS = [1, 2, 4, 8, 16, 64]
+
+
+def test_an_interval_is_that_of_the_t_test() -> None:
+    values = [3.0, 4.5, 4.0, 5.5, 3.5]
+    found = intervals.estimate(values)
+    ends = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (found.mean, found.low, found.high, found.count) == pytest.approx((4.1, ends.low, ends.high, 5))
+
+
+def test_intervals_of_five_seeds_cover() -> None:
+    rng = np.random.default_rng(0)
+    found = [intervals.estimate(list(rng.normal(7, 2, 5))) for _ in range(2000)]
+    assert np.mean([e.low <= 7 <= e.high for e in found]) == pytest.approx(0.95, abs=0.015)
+
+
+def test_one_seed_has_no_interval_and_decides_nothing() -> None:
+    alone = intervals.estimate([5.0])
+    assert (alone.mean, alone.count, alone.known) == (5.0, 1, False)
+    assert isnan(alone.low)
+    assert intervals.verdict(alone) == "cannot tell"
+    assert isnan(intervals.estimate([]).mean)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [([1.0, 1.1, 0.9], "holds"), ([-1.0, -1.1, -0.9], "does not hold"), ([1.0, -1.1, 0.5], "cannot tell")],
+)
+def test_verdicts(values: list[float], says: str) -> None:
+    assert intervals.verdict(intervals.estimate(values)) == says
+
+
+def test_so_many_seeds_would_tell() -> None:
+    """Of studies with that many seeds four in five leave out 0."""
+    differences = [0.0, 1.0, 2.0, -0.5]
+    count = intervals.seeds_needed(differences)
+    assert count is not None
+    rng = np.random.default_rng(0)
+    mean, spread = np.mean(differences), np.std(differences, ddof=1)
+    low = [intervals.estimate(list(rng.normal(mean, spread, count))).low for _ in range(2000)]
+    assert np.mean(np.asarray(low) > 0) == pytest.approx(0.8, abs=0.04)
+
+
+def test_no_number_of_seeds_shows_no_difference() -> None:
+    assert intervals.seeds_needed([1.0, -1.0]) is None
+
+
+@given(st.floats(1, 64))
+def test_the_rank_of_a_curve_is_found_again(rank: float) -> None:
+    """LoRA stores 3 + 2 log2 r: a line over the logarithm, where interpolation is exact."""
+    stored = [3 + 2 * np.log2(r) for r in RANKS]
+    assert intervals.equal_rank(RANKS, stored, 3 + 2 * np.log2(rank)) == pytest.approx(rank)
+
+
+def test_outside_the_curve_its_ends_are_returned() -> None:
+    stored = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    assert intervals.equal_rank(RANKS, stored, 0.5) == 1
+    assert intervals.equal_rank(RANKS, stored, 7.0) == 64
+
+
+def test_a_curve_that_falls_is_made_to_rise() -> None:
+    assert intervals.equal_rank([1, 2, 4], [1.0, 3.0, 2.0], 2.0) == pytest.approx(2**0.5)
+
+
+def test_parity_covers_the_true_rank() -> None:
+    rng = np.random.default_rng(0)
+    line = np.array([10 + 10 * np.log2(r) for r in RANKS])
+
+    def covers() -> bool:
+        shift = rng.normal(0, 3, (5, 1))  # a seed is hard for all rows: the pairing takes it out
+        found = intervals.parity(
+            RANKS, (line + shift + rng.normal(0, 1, (5, 6))).tolist(), (25 + shift[:, 0] + rng.normal(0, 1, 5)).tolist()
+        )
+        return found.low <= 2**1.5 <= found.high
+
+    assert np.mean([covers() for _ in range(500)]) >= 0.93
