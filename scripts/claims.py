@@ -1,12 +1,10 @@
-"""Which of the paper's claims hold in a profile: differences of averages, with intervals, from finished tables.
+"""Which of the paper's claims hold in a profile: differences between rows of finished tables, with intervals.
 
     make table1 table2 SEEDS=0,1,2,3,4
     python -m scripts.claims profile=micro seeds=[0,1,2,3,4]
 
-Writes `results/<profile>/claims.md`.
+Writes `results/<profile>/claims.md`; an experiment that overrides change has a folder of its own, as its tables have.
 """
-
-from pathlib import Path
 
 from omegaconf import DictConfig
 
@@ -14,6 +12,7 @@ from data_prep import storage
 from scripts.command import entry_point
 from scripts.config import choices, compose, shared_overrides
 from scripts.table.claims import outcomes_of, render_claims
+from scripts.table.produce import results_folder
 
 
 @entry_point
@@ -21,9 +20,8 @@ def main(cfg: DictConfig) -> None:
     given = [override for override in shared_overrides(cfg) if not override.startswith("table=")]
     tables = [name for name in choices("table") if compose([*given, f"table={name}"]).table.get("claims")]
     outcomes = [outcome for table in tables for outcome in outcomes_of([*given, f"table={table}"])]
-    text = render_claims(outcomes, cfg.profile, cfg.seeds)
-    path = Path(cfg.results_dir) / cfg.profile / "claims.md"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    text = render_claims(outcomes, cfg.profile, cfg.seeds, cfg.no_verdicts)
+    path = results_folder(cfg, given) / "claims.md"
     storage.write_text(path, text)
     print(f"{text}\n{path}")
 

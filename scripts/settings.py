@@ -98,6 +98,9 @@ class Settings(BaseModel):
     methods: Names | None = Field(examples=["methods=[lora_r2,mos_r8]"])
     seeds: Seeds = Field(examples=["seeds=[0,1]"])
     candidates: PositiveInt | None
+    rates: Literal["own"] | None
+    not_in_average: dict[str, Name] = Field(examples=["not_in_average={COLUMN:'the reason'}"])
+    no_verdicts: Name | None
     dry: bool
     gpus_per_run: Literal[0, 1]
     preflight: Literal["none", "data", "engine"]

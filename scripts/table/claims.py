@@ -1,6 +1,6 @@
-"""Which of the paper's claims hold: differences of averages, with intervals, from finished tables."""
+"""Which of the paper's claims hold: differences between rows of finished tables, with intervals and verdicts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from omegaconf import DictConfig
@@ -8,73 +8,118 @@ from omegaconf import DictConfig
 from scripts.config import compose
 from scripts.table import collect, grid, schema, statistics
 from scripts.table.produce import evaluate_missing
-from scripts.table.summary import AVERAGE, Entry, better, difference, same_items, strata
+from scripts.table.render import NAMES, number
+from scripts.table.summary import AVERAGE, LOSS, Entry, better, comparable, difference, strata
+
+MEASURES = (AVERAGE, LOSS)
+JUDGED = (
+    "A claim holds, or does not hold, if the whole interval says so. A row reaches another if it falls short by less "
+    "than the margin that the table's yaml gives."
+)
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of a table's yaml: `row` scores higher or lower than `than`, or reaches it (is not lower).
+    """A claim of a table's yaml: `row` does better (higher) or worse (lower) than `than`, or reaches it.
 
     row, than: label and rank of rows of the table
+    margin: by measure, what `row` may fall short of `than` and still reaches it; empty for the other relations
     """
 
     text: str
     row: tuple[str, str]
     relation: str
     than: tuple[str, str]
+    margin: Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A difference of averages in points: its 95% bootstrap interval over items, and its value for each seed."""
+    """What the two rows of a claim differ by in one measure: AVERAGE, in points, or LOSS, in nats per labelled token.
+
+    found: the difference, `row` less `than`, with its error; None where not both rows have the measure
+    per_seed: the difference for each seed
+    """
 
     claim: Claim
-    low: float
-    high: float
+    measure: str
+    found: statistics.Estimate | None
     per_seed: Sequence[float]
 
     @property
     def verdict(self) -> str:
-        """What the interval says: a difference is one if the interval leaves out 0."""
-        signs = {"higher": self.low > 0, "lower": self.high < 0, "reaches": self.low > 0}
-        if signs[self.claim.relation]:
+        """`holds` or `does not hold` if the whole 95% interval says so, else `cannot tell`, and what it would take.
+
+        `higher` needs a gain above 0, `lower` a loss of score, and `reaches` a gain above minus the margin. Of one seed
+        nothing follows for the method: other seeds may differ by more than any two rows.
+        """
+        if self.found is None:
+            return "-"
+        if self.found.seeds == 1:
+            return "cannot tell: one seed says nothing of others"
+        sign = -1 if (self.measure == LOSS) != (self.claim.relation == "lower") else 1
+        margin = self.claim.margin.get(self.measure, 0.0)
+        low, high = sorted(sign * end + margin for end in self.found.interval)
+        if low > 0:
             return "holds"
-        against = self.low > 0 if self.claim.relation == "lower" else self.high < 0
-        if against:
+        if high < 0:
             return "does not hold"
-        return "no difference shown"
+        seeds = self.found.seeds_to_tell(abs(sign * self.found.mean + margin))
+        if seeds is None:
+            return f"cannot tell: not even {statistics.MANY:,} seeds would, it needs more items"
+        return f"cannot tell: it would take some {seeds} seeds"
 
 
-def compare(claim: Claim, row: Entry, than: Entry, cfg: DictConfig, per_task: set[str]) -> Outcome:
-    """The outcome of a claim from what its two rows reached on the same items and seeds.
+def compare(claim: Claim, row: Entry, than: Entry, per_task: set[str]) -> list[Outcome]:
+    """The outcomes of a claim, one per measure, from what its two rows reached on the same items and seeds.
 
     Raises ValueError if the two were evaluated on different items or with different seeds.
     """
-    if not same_items(row.items, than.items) or list(row.scores.index) != list(than.scores.index):
+    if not comparable(row, than, AVERAGE) or list(row.averages.index) != list(than.averages.index):
         raise ValueError(f"{row.method} and {than.method} have other items or seeds; run both rows with the same.")
-    differences = {name: difference(row.items[name], than.items[name]) for name in row.items}
-    low, high = statistics.interval(strata(differences, AVERAGE, cfg.table.columns, per_task))
-    return Outcome(claim, low, high, list((row.scores - than.scores).mean(axis=1)))
+    return [_outcome(claim, measure, row, than, per_task) for measure in MEASURES]
 
 
-def render_claims(outcomes: Sequence[Outcome], profile: str, seeds: Sequence[int]) -> str:
-    """A Markdown table, a line per claim."""
-    lines = [
-        "| Claim | Compared | Difference | 95% interval | By seed | Verdict |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for outcome in outcomes:
-        claim, mean = outcome.claim, sum(outcome.per_seed) / len(outcome.per_seed)
-        compared = f"{' '.join(claim.row)} against {' '.join(claim.than)}"
-        seed_by_seed = ", ".join(f"{value:+.1f}" for value in outcome.per_seed)
-        interval = f"{outcome.low:+.2f} to {outcome.high:+.2f}"
-        lines.append(f"| {claim.text} | {compared} | {mean:+.2f} | {interval} | {seed_by_seed} | {outcome.verdict} |")
-    heading = f"# The paper's claims in the profile {profile}"
-    says = (
-        f"Differences of the average over all columns, in points, over seeds {', '.join(map(str, seeds))}. The "
-        "interval is a bootstrap over items; it leaves out how the seeds vary, which the column beside it shows."
+def _outcome(claim: Claim, measure: str, row: Entry, than: Entry, per_task: set[str]) -> Outcome:
+    if not comparable(row, than, measure):
+        return Outcome(claim, measure, None, [])
+    parts = strata(difference(row, than, measure), measure, row.averaged, per_task)
+    by_seed = (row.by_seed(measure) - than.by_seed(measure)).dropna()
+    return Outcome(claim, measure, statistics.estimate(parts), list(by_seed))
+
+
+def render_claims(outcomes: Sequence[Outcome], profile: str, seeds: Sequence[int], no_verdicts: str | None) -> str:
+    """A Markdown table, a line per claim and measure.
+
+    no_verdicts: why this profile cannot judge the claims; None: it can
+    """
+    head = ["Claim", "Compared", "Measure", "Difference", "95% interval", "By seed"]
+    head += [] if no_verdicts else ["Verdict"]
+    lines = [_line(outcome, not no_verdicts) for outcome in outcomes]
+    table = [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *lines)]
+    judged = f"No verdicts: {no_verdicts}" if no_verdicts else JUDGED
+    return "\n".join([f"# The paper's claims in the profile {profile}", "", says(seeds), "", judged, "", *table, ""])
+
+
+def says(seeds: Sequence[int]) -> str:
+    """What the numbers of a page of claims are."""
+    over = "seeds and items together" if len(seeds) > 1 else "items alone: one seed says nothing of others"
+    return (
+        f"Differences over seeds {', '.join(map(str, seeds))}, paired by seed and item: of the average, in points, and "
+        f"of the validation loss, in nats per labelled token, where lower is better. Intervals are over {over}, "
+        "not adjusted for the number of claims."
     )
-    return "\n".join([heading, "", says, "", *lines, ""])
+
+
+def _line(outcome: Outcome, judged: bool) -> list[str]:
+    claim, found, measure = outcome.claim, outcome.found, outcome.measure
+    compared = f"{' '.join(claim.row)} against {' '.join(claim.than)}"
+    cells = [claim.text, compared, NAMES[measure], "-", "-", "-"]
+    if found is not None:
+        low, high = (number(end, measure, "+") for end in found.interval)
+        by_seed = ", ".join(number(value, measure, "+") for value in outcome.per_seed)
+        cells[3:] = [number(found.mean, measure, "+"), f"{low} to {high}", by_seed]
+    return [*cells, outcome.verdict] if judged else cells
 
 
 def outcomes_of(overrides: Sequence[str]) -> list[Outcome]:
@@ -87,31 +132,50 @@ def outcomes_of(overrides: Sequence[str]) -> list[Outcome]:
     if missing:
         raise FileNotFoundError(f"{table} misses {len(missing)} cells, the first {missing[0].path}; run make {table}.")
     found = collect.results(cells, evaluate_missing(cfg, cells))
-    entries, per_task = collect.entries(found, cfg.table.columns), collect.per_task(found)
+    entries, per_task = collect.entries(found, cfg), collect.per_task(found)
     candidates = {(row.label, row.rank or ""): [entries[name] for name in row.methods] for row in grid.rows(cfg)}
     pairs = [(claim, better(candidates[claim.row]), better(candidates[claim.than])) for claim in claims(cfg)]
-    return [compare(*pair, cfg, per_task) for pair in pairs]
+    return [outcome for pair in pairs for outcome in compare(*pair, per_task)]
 
 
 def claims(cfg: DictConfig) -> list[Claim]:
-    """The claims that the table's yaml makes. Raises ValueError for a wrong key, or a row that the table lacks."""
+    """The claims that the table's yaml makes.
+
+    Raises ValueError for a wrong key, a row that the table lacks, or a margin that is missing or has no meaning.
+    """
     schema.check(cfg.table)
     rows = {(row.label, row.rank or "") for row in grid.rows(cfg)}
-    found = [Claim(c.text, tuple(c.row), c.relation, tuple(c.than)) for c in cfg.table.get("claims", [])]
+    found = [
+        Claim(c.text, tuple(c.row), c.relation, tuple(c.than), dict(c.get("margin") or {}))
+        for c in cfg.table.get("claims", [])
+    ]
     for claim in found:
         for row in (claim.row, claim.than):
             if row not in rows:
                 raise ValueError(f"{_where(cfg, claim)}: the table has no row {' '.join(row)}.")
+        _check_margin(cfg, claim)
     return found
 
 
+def _check_margin(cfg: DictConfig, claim: Claim) -> None:
+    wanted = set(MEASURES) if claim.relation == "reaches" else set()
+    if claim.margin.keys() != wanted:
+        example = f"margin: {{{AVERAGE}: 0.5, {LOSS}: 0.01}}"
+        need = f"needs {example}, what it may fall short by" if wanted else "takes no margin; only `reaches` does"
+        raise ValueError(f"{_where(cfg, claim)}: the relation `{claim.relation}` {need}.")
+
+
 def _refuse_left_out(cfg: DictConfig) -> None:
+    for claim, row, methods in _compared(cfg):
+        if not methods:
+            left_out = f"the row {' '.join(row)} is left out by methods={list(cfg.methods)}"
+            raise ValueError(f"{_where(cfg, claim)}: {left_out}; run all rows that the claims name.")
+
+
+def _compared(cfg: DictConfig) -> Iterator[tuple[Claim, tuple[str, str], tuple[str, ...]]]:
+    """Each claim with each of its rows, and the row's methods that run."""
     methods = {(row.label, row.rank or ""): row.methods for row in grid.rows(cfg)}
-    for claim in claims(cfg):
-        for row in (claim.row, claim.than):
-            if not methods[row]:
-                left_out = f"the row {' '.join(row)} is left out by methods={list(cfg.methods)}"
-                raise ValueError(f"{_where(cfg, claim)}: {left_out}; run all rows that the claims name.")
+    yield from ((claim, row, methods[row]) for claim in claims(cfg) for row in (claim.row, claim.than))
 
 
 def _where(cfg: DictConfig, claim: Claim) -> str:

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from eval import predictions
 from eval.session import EVALUATION_CODE
-from scripts.cell import runs
+from scripts.cell import runs, served
 from scripts.cell.provenance import TRAINING_CODE
-from scripts.table.grid import Cell
-from scripts.table.summary import Entry
+from scripts.table.grid import Cell, averaged
+from scripts.table.summary import HELD_OUT, LOSS, Entry
 
 PATHS = ("data", "runs", "runs_dir", "cache_dir", "results_dir")  # of the machine, not of the experiment
 
@@ -35,6 +35,15 @@ class Result:
             name: _json(folder / "metrics.json")
             for name, folder in zip(self.cell.benchmarks, self.folders, strict=True)
         }
+
+    @cached_property
+    def held_out(self) -> pd.DataFrame | None:
+        """Of each validation example, with the finished adapter: `loss`, the sum in nats, and `tokens`, its labels.
+
+        None for a vanilla row, and for a run from before this was kept.
+        """
+        path = self.run.path / runs.HELD_OUT
+        return pd.read_json(path, lines=True) if path.is_file() else None
 
     @property
     def code(self) -> Iterator[tuple[str, str | None]]:
@@ -59,12 +68,12 @@ def results(cells: Iterable[Cell], folders: Mapping[Path, Sequence[Path]]) -> li
     return [Result(cell, runs.load(cell.path), folders[cell.path]) for cell in cells]
 
 
-def entries(found: Sequence[Result], columns: Sequence[str]) -> dict[str, Entry]:
-    """What each method reached over its seeds, from the scores and predictions of its cells."""
+def entries(found: Sequence[Result], cfg: DictConfig) -> dict[str, Entry]:
+    """What each method reached over its seeds, from the scores, predictions and validation losses of its cells."""
     by_method: dict[str, list[Result]] = {}
     for result in found:
         by_method.setdefault(result.cell.method, []).append(result)
-    return {method: _entry(method, own, columns) for method, own in by_method.items()}
+    return {method: _entry(method, own, cfg) for method, own in by_method.items()}
 
 
 def labels(found: Sequence[Result]) -> dict[str, str]:
@@ -96,29 +105,54 @@ def _evaluation(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in metrics.items() if key != "tasks"}
 
 
-def _entry(method: str, own: Sequence[Result], columns: Sequence[str]) -> Entry:
+def _entry(method: str, own: Sequence[Result], cfg: DictConfig) -> Entry:
+    columns, average = list(cfg.table.columns), averaged(cfg)
     scores: dict[int, dict[str, float]] = {}
-    frames: dict[str, list[pd.DataFrame]] = {}
+    frames: dict[str, dict[int, pd.DataFrame]] = {}
     for result in own:
         for name, folder in zip(result.cell.benchmarks, result.folders, strict=True):
             scores.setdefault(result.cell.seed, {}).update(result.metrics[name]["scores"])
-            frames.setdefault(name, []).append(_items(folder))
+            frames.setdefault(name, {})[result.cell.seed] = _items(folder)
+    losses, examples = validation(own, list(cfg.table.datasets))
     first = own[0].run
     return Entry(
         method=method,
-        rank=_rank(first),
+        rank=served.rank(first),
         params=first.info.get("trainable_parameters"),
-        scores=pd.DataFrame.from_dict(scores, orient="index").reindex(columns=list(columns)),
-        items={
-            name: _mean(parts).loc[:, lambda f: f.columns.isin(["task", *columns])] for name, parts in frames.items()
-        },
+        scores=pd.DataFrame.from_dict(scores, orient="index").reindex(columns=columns).assign(**{LOSS: losses}),
+        items={name: _by_seed(parts, columns) for name, parts in frames.items()} | examples,
+        averaged=average,
     )
 
 
-def _rank(run: runs.Run) -> int | None:
-    """The rank at which the adapter computes, as the exported LoRA has it: pure sharing's depends on the model."""
-    exported = run.path / "lora" / "adapter_config.json"
-    return _json(exported)["r"] if exported.exists() else None
+def validation(own: Sequence[Result], datasets: Sequence[str]) -> tuple[pd.Series, dict[str, pd.DataFrame]]:
+    """The validation loss of each seed that has it for all training sets, and the examples behind it.
+
+    The loss of a set is a ratio R: the sum of the losses over the number of labelled tokens. An example stands for
+    R + (loss - R tokens) / (mean of tokens), with the R of all seeds together. The mean of these is the ratio of a
+    seed, and their spread is that of a ratio (Cochran, Sampling Techniques, chapter 6).
+    """
+    frames = [_examples(result) for result in own if result.held_out is not None]
+    if not frames:
+        return pd.Series(dtype=float), {}
+    whole = pd.concat(frames)
+    sums = whole.groupby(["seed", "task"])[["loss", "tokens"]].sum()
+    ratios = (sums.loss / sums.tokens).unstack("task").reindex(columns=datasets).dropna()  # (seeds, training sets)
+    if ratios.empty:
+        return pd.Series(dtype=float), {}
+    kept = whole[whole.index.isin(ratios.index, level="seed")]
+    ratio, tokens = kept.task.map(ratios.mean()), kept.groupby("task").tokens.transform("mean")
+    items = kept.assign(**{LOSS: ratio + (kept.loss - ratio * kept.tokens) / tokens}).set_index("task", append=True)
+    wide = items[[LOSS]].unstack("seed").reorder_levels(["task", "id"]).sort_index()
+    return ratios.mean(axis=1), {HELD_OUT: wide}
+
+
+def _examples(result: Result) -> pd.DataFrame:
+    """The validation examples of a cell: index (seed, id), `task` its training set, `loss` and `tokens`."""
+    assert result.held_out is not None
+    names = [f"{result.cell.dataset}/{result.run.info['data']['key']}/{n}" for n in range(len(result.held_out))]
+    index = pd.MultiIndex.from_product([[result.cell.seed], names], names=["seed", "id"])
+    return result.held_out.set_index(index).assign(task=result.cell.dataset)
 
 
 def _items(folder: Path) -> pd.DataFrame:
@@ -126,10 +160,12 @@ def _items(folder: Path) -> pd.DataFrame:
     return pd.DataFrame([{"id": row["id"], "task": row["task"], **row["scores"]} for row in rows]).set_index("id")
 
 
-def _mean(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Item scores averaged over seeds."""
-    means = pd.concat([part.drop(columns="task") for part in parts]).groupby(level=0).mean()
-    return means.assign(task=parts[0]["task"]).sort_index()
+def _by_seed(parts: Mapping[int, pd.DataFrame], columns: Sequence[str]) -> pd.DataFrame:
+    """The scores of all seeds side by side: index (task, id), columns (column, seed), in an order no file decides."""
+    indexed = {seed: part.reset_index().set_index(["task", "id"]) for seed, part in parts.items()}
+    own = [column for column in columns if column in next(iter(indexed.values()))]
+    whole = pd.concat({seed: part[own] for seed, part in indexed.items()}, axis=1, names=["seed", "column"])
+    return whole.swaplevel(axis=1).sort_index().sort_index(axis=1)
 
 
 def _json(path: Path) -> Any:

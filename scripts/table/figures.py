@@ -54,7 +54,7 @@ def scatter(title: str, points: Sequence[Mark], styles: dict[Row, tuple[str, str
         if params is not None:
             axes.vlines(params, low, high, color=colour, alpha=0.5)
             axes.plot(params, value, marker, color=colour, markersize=7)
-    _scale_parameters(axes, [params for _, params, *_ in points if params is not None])
+    scale_parameters(axes, [params for _, params, *_ in points if params is not None])
     bottom, top = axes.get_ylim()  # of the trained rows: a vanilla row far below would flatten their differences
     for row, params, value, *_ in points:
         if params is None and bottom < value < top:
@@ -65,7 +65,8 @@ def scatter(title: str, points: Sequence[Mark], styles: dict[Row, tuple[str, str
     return _svg(figure, f"average score against trainable parameters, {title}")
 
 
-def _scale_parameters(axes: Axes, sizes: Sequence[float]) -> None:
+def scale_parameters(axes: Axes, sizes: Sequence[float]) -> None:
+    """A logarithmic axis of trainable parameters, with few labels, so that they do not overlap."""
     axes.set_xscale("log")
     narrow = bool(sizes) and max(sizes) < 30 * min(sizes)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,)))

@@ -49,6 +49,18 @@ def rows(cfg: DictConfig) -> list[Row]:
     ]
 
 
+def averaged(cfg: DictConfig) -> list[str]:
+    """The columns that the average is over. Raises ValueError if `not_in_average` names none, or leaves none."""
+    known = benchmarks.columns(cfg.benchmark.values())
+    for column in cfg.not_in_average:
+        if column not in known:
+            raise ValueError(f"not_in_average: {unknown('column', column, known)}")
+    kept = [column for column in cfg.table.columns if column not in cfg.not_in_average]
+    if not kept:
+        raise ValueError(f"not_in_average leaves no column of table '{cfg.table.name}' for its average; keep one.")
+    return kept
+
+
 def shown_benchmarks(cfg: DictConfig) -> list[str]:
     """The benchmarks of the table's columns, in their order. Raises ValueError for a column that no benchmark has."""
     _check_benchmarks(cfg)
@@ -102,6 +114,7 @@ def check_table(cfg: DictConfig) -> None:
         if against not in (None, *named):
             raise ValueError(f"{where}, row {row.label}, against: {unknown('method of this table', against, named)}")
     shown_benchmarks(cfg)
+    averaged(cfg)
 
 
 def check_method(cfg: DictConfig, file: str) -> None:

@@ -81,7 +81,7 @@ def _measured(table: Table, rows: Sequence[Row]) -> list[Mark]:
 def _printed(table: Table, rows: Sequence[Row]) -> list[Mark]:
     points = []
     for row in rows:
-        point = printed_point(table.paper, row, table.columns)
+        point = printed_point(table.paper, row)
         if point is not None:
             params, value = point
             points.append((row, params, value, value, value))

@@ -29,28 +29,31 @@ def score_columns(paper: pd.DataFrame) -> list[str]:
     return [column for column in paper.columns if column not in NO_SCORE]
 
 
-def printed(paper: pd.DataFrame, row: Row, column: str, shown: Sequence[str]) -> str:
-    """What the paper prints for a row in a score column or in `params`; '-' where it prints nothing.
+def beside(paper: pd.DataFrame, averaged: Sequence[str]) -> pd.DataFrame:
+    """The paper's numbers beside a table whose average is over `averaged`.
 
-    shown: the columns of our table. The paper's average is over its own columns, so it counts only beside the same.
+    The paper's average is over its own columns. It counts only beside an average over the same.
     """
+    return paper if {*averaged, AVERAGE} == set(score_columns(paper)) else paper.assign(**{AVERAGE: NOTHING})
+
+
+def printed(paper: pd.DataFrame, row: Row, column: str) -> str:
+    """What the paper prints for a row in a score column or in `params`; '-' where it prints nothing."""
     key = (row.label, row.rank or "")
     if key not in paper.index or column not in paper.columns:
-        return NOTHING
-    if column == AVERAGE and {*shown, AVERAGE} != set(score_columns(paper)):
         return NOTHING
     return str(paper.loc[key, column]) or NOTHING
 
 
-def printed_point(paper: pd.DataFrame, row: Row, shown: Sequence[str]) -> tuple[float | None, float] | None:
+def printed_point(paper: pd.DataFrame, row: Row) -> tuple[float | None, float] | None:
     """Parameters (None: the paper prints none) and average of a row, to be drawn; None where there is no average."""
-    params, average = (printed(paper, row, column, shown) for column in ("params", AVERAGE))
+    params, average = (printed(paper, row, column) for column in ("params", AVERAGE))
     return None if average == NOTHING else (parameter_count(params), float(average))
 
 
 def is_copied(paper: pd.DataFrame, row: Row) -> bool:
     """Whether the paper copied the row from PRoLoRA (Wang et al., 2024b)."""
-    return printed(paper, row, "copied_from_prolora", ()) == "true"
+    return printed(paper, row, "copied_from_prolora") == "true"
 
 
 def parameter_count(text: str) -> float | None:
@@ -59,8 +62,8 @@ def parameter_count(text: str) -> float | None:
 
 
 def long_form(paper: pd.DataFrame) -> pd.DataFrame:
-    """A line per row and score column, with `value` as a number."""
+    """A line per row and score column, with `value` as a number; nan where there is none."""
     long = paper.reset_index().melt(
         ["label", "rank", "params"], score_columns(paper), var_name="column", value_name="value"
     )
-    return long.assign(source="paper", value=long.value.astype(float))
+    return long.assign(source="paper", value=pd.to_numeric(long.value, errors="coerce"))

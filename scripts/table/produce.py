@@ -12,7 +12,7 @@ from scripts.command import sentence
 from scripts.table import collect, grid, local, notes, render
 from scripts.table.experiment import variant
 from scripts.table.launch import launch
-from scripts.table.paper import load_paper
+from scripts.table.paper import beside, load_paper
 from scripts.table.plot import plot
 from scripts.table.summary import Entry, summarise
 
@@ -90,7 +90,7 @@ def write(
     per_task, labels = collect.per_task(found), collect.labels(found)
     remarks = [*notes.of(cfg, overrides, found), *(f"Failed: {line}" for line in failed)]
     stem = results_folder(cfg, overrides) / cfg.table.name
-    files = drawn(cfg, collect.entries(found, cfg.table.columns), per_task, labels, remarks)
+    files = drawn(cfg, collect.entries(found, cfg), per_task, labels, remarks)
     for result in found:
         name = f"{result.cell.method}-{result.cell.dataset or 'none'}-seed{result.cell.seed}.json"
         storage.write_json(stem.parent / "cells" / cfg.model.name / name, collect.provenance(result))
@@ -112,12 +112,12 @@ def drawn(
     entries: what each method reached;  per_task, labels: as `collect` gives them;  remarks: notes under the table
     """
     rows, columns, title = grid.rows(cfg), list(cfg.table.columns), cfg.table.title
-    paper = load_paper(cfg.table.name)
+    paper = beside(load_paper(cfg.table.name), grid.averaged(cfg))
     summary = summarise(rows, columns, entries, per_task)
     notes_below = [*remarks, *render.candidate_notes(rows, summary)]
     titles = render.titles(cfg, labels)
     return {
         ".csv": render.csv(cfg.table.name, summary, entries, paper).encode(),
-        ".png": plot(title, rows, columns, summary, paper),
+        ".png": plot(title, rows, summary, paper),
         ".md": render.markdown(title, rows, columns, summary, paper, titles, notes_below).encode(),
     }

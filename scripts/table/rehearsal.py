@@ -14,7 +14,7 @@ from scripts.config import choices, compose, unknown
 from scripts.table import grid, notes
 from scripts.table.claims import claims
 from scripts.table.produce import drawn
-from scripts.table.summary import Entry
+from scripts.table.summary import HELD_OUT, LOSS, Entry
 
 ITEMS = 12  # of a dry benchmark: two tasks of six
 
@@ -63,16 +63,17 @@ def dry_entries(cfg: DictConfig) -> dict[str, Entry]:
 
 
 def _dry_entry(cfg: DictConfig, method: str, rng: np.random.Generator) -> Entry:
-    owner = benchmarks.columns(cfg.benchmark.values())
-    columns = list(cfg.table.columns)
-    ids, tasks = [str(i) for i in range(ITEMS)], ["one", "two"] * (ITEMS // 2)
+    owner = benchmarks.columns(cfg.benchmark.values()) | {LOSS: HELD_OUT}
+    columns = [*cfg.table.columns, LOSS]
     items = {
-        name: pd.DataFrame(
-            {column: 100.0 * rng.integers(0, 2, ITEMS) for column in columns if owner[column] == name}
-            | {"task": tasks},
-            index=ids,
-        )
-        for name in grid.shown_benchmarks(cfg)
+        name: _dry_items(list(cfg.seeds), [column for column in columns if owner[column] == name], rng)
+        for name in [*grid.shown_benchmarks(cfg), HELD_OUT]
     }
-    scores = pd.DataFrame({column: items[owner[column]][column].mean() for column in columns}, index=list(cfg.seeds))
-    return Entry(method, rank=8, params=1000, scores=scores, items=items)
+    scores = pd.DataFrame({column: items[owner[column]][column].mean() for column in columns})
+    return Entry(method, rank=8, params=1000, scores=scores, items=items, averaged=grid.averaged(cfg))
+
+
+def _dry_items(seeds: list[int], columns: list[str], rng: np.random.Generator) -> pd.DataFrame:
+    index = pd.MultiIndex.from_product([["one", "two"], map(str, range(ITEMS // 2))], names=["task", "id"])
+    wide = pd.MultiIndex.from_product([columns, seeds], names=["column", "seed"])
+    return pd.DataFrame(100.0 * rng.integers(0, 2, (len(index), len(wide))), index, wide)

@@ -12,7 +12,10 @@ from eval import benchmarks
 from scripts.table import statistics
 from scripts.table.grid import Row
 from scripts.table.paper import is_copied, long_form, printed
-from scripts.table.summary import AVERAGE, Entry, reported
+from scripts.table.summary import AVERAGE, LOSS, Entry, is_better, reported
+
+DIGITS = 4  # of a loss
+NAMES = {AVERAGE: "Avg.", LOSS: "Val. loss ↓"}
 
 
 def titles(cfg: DictConfig, labels: Mapping[str, str]) -> dict[str, str]:
@@ -25,7 +28,7 @@ def titles(cfg: DictConfig, labels: Mapping[str, str]) -> dict[str, str]:
     for column in cfg.table.columns:
         config = cfg.benchmark[owner[column]]
         found[column] = f"{labels.get(config.name, config.title)} {config.columns[column]}".strip()
-    return found | {AVERAGE: "Avg."}
+    return found | NAMES
 
 
 def markdown(
@@ -41,15 +44,16 @@ def markdown(
 
     head: headings of the columns, as `titles` gives them.
     """
-    shown = [*columns, AVERAGE]
+    shown = [*columns, AVERAGE, LOSS]
     lines = grid_lines(rows, shown, summary, paper)
     table = _pipe(["Method", "Rank", "Source", "# Param.", *(head[c] for c in shown)], lines)
     intervals = _pipe(["Method", "Rank", *(head[c] for c in shown)], interval_lines(rows, shown, summary))
     copied = "paper†: copied by the paper from PRoLoRA (Wang et al., 2024b)."
     notes = [*notes, copied] if any(is_copied(paper, row) for row in rows) else notes
-    parts = [f"# {title}", table, "## Notes", "\n".join(f"- {note}" for note in [*notes, *_comparison_notes(summary)])]
+    notes = [*notes, *interval_notes(summary), *_comparison_notes(summary)]
+    parts = [f"# {title}", table, "## Notes", "\n".join(f"- {note}" for note in notes)]
     if not summary.empty:
-        parts += ["## 95% confidence intervals (bootstrap over items, measured)", intervals]
+        parts += ["## 95% confidence intervals (measured)", intervals]
     return "\n\n".join(parts) + "\n"
 
 
@@ -60,12 +64,12 @@ def grid_lines(
     lines = []
     for row in rows:
         source = f"paper{'†' if is_copied(paper, row) else ''}"
-        theirs = [printed(paper, row, column, shown) for column in ("params", *shown)]
+        theirs = [printed(paper, row, column) for column in ("params", *shown)]
         best = reported(summary, row)
         if best.empty:
             measured = [row.rank or "-", "measured", "-", *(["not run"] + [""] * (len(shown) - 1))]
         else:
-            measured = [_rank(row, best), "measured", _params(best), *(_cell(best.loc[c]) for c in shown)]
+            measured = [_rank(row, best), "measured", _params(best), *(_cell(best, c) for c in shown)]
         lines.append([row.label, *measured])
         lines.append([row.label, row.rank or "-", source, *theirs])
     return lines
@@ -77,7 +81,7 @@ def interval_lines(rows: Sequence[Row], shown: Sequence[str], summary: pd.DataFr
     for row in rows:
         best = reported(summary, row)
         if not best.empty:
-            lines.append([row.label, _rank(row, best), *(_interval(best.loc[c]) for c in shown)])
+            lines.append([row.label, _rank(row, best), *(_interval(best, c) for c in shown)])
     return lines
 
 
@@ -93,21 +97,40 @@ def _params(best: pd.DataFrame) -> str:
     return "-" if pd.isna(params) else f"{int(params):,}"
 
 
-def _interval(line: pd.Series) -> str:
-    return "-" if pd.isna(line["ci_low"]) else f"{line['ci_low']:.1f} to {line['ci_high']:.1f}"
-
-
-def _cell(line: pd.Series) -> str:
-    if pd.isna(line["value"]):
+def _interval(best: pd.DataFrame, column: str) -> str:
+    if column not in best.index or pd.isna(best.loc[column, "ci_low"]):
         return "-"
-    text = _number(line["value"]) + ("" if pd.isna(line["std"]) else f" ± {line['std']:.2f}")
-    return f"{text} {_mark(line)}".rstrip()
+    digits = DIGITS if column == LOSS else 1
+    low, high = best.loc[column, ["ci_low", "ci_high"]]
+    return f"{low:.{digits}f} to {high:.{digits}f}"
 
 
-def _mark(line: pd.Series) -> str:
+def _cell(best: pd.DataFrame, column: str) -> str:
+    if column not in best.index or pd.isna(best.loc[column, "value"]):  # a table of before the column was there
+        return "-"
+    line = best.loc[column]
+    text = number(line["value"], column) + ("" if pd.isna(line["std"]) else f" ± {number(line['std'], column)}")
+    return f"{text} {_mark(line, column)}".rstrip()
+
+
+def _mark(line: pd.Series, column: str) -> str:
     if pd.isna(line["p_holm"]) or line["p_holm"] >= statistics.LEVEL:
         return ""
-    return "▲" if line["difference"] > 0 else "▼"
+    return "▲" if is_better(line["difference"], column) else "▼"
+
+
+def interval_notes(summary: pd.DataFrame) -> list[str]:
+    """What the intervals and the tests of this table include."""
+    ran = summary[summary.won.astype(bool) & summary.value.notna()]
+    if ran.empty:
+        return []
+    if ran.seeds.max() == 1:
+        return [
+            "One seed: the intervals and tests are over the items alone. They know nothing of how seeds vary, and "
+            "another seed may order the rows differently."
+        ]
+    alone = " Rows without ± have one seed: their intervals are over the items alone." if ran.seeds.min() == 1 else ""
+    return [f"Intervals and tests are over seeds and items together.{alone}"]
 
 
 def _comparison_notes(summary: pd.DataFrame) -> list[str]:
@@ -116,16 +139,23 @@ def _comparison_notes(summary: pd.DataFrame) -> list[str]:
         return ["No paired test: no row was run on the same items as the LoRA of its budget."]
     marked = tested[tested.p_holm < statistics.LEVEL]
     notes = [
-        f"▲ better, ▼ worse than LoRA at the same budget: paired sign-flip test over items, Holm-adjusted over the "
-        f"{len(tested)} comparisons of this table, 5% level. {len(marked)} of {len(tested)} are significant; an "
-        "unmarked number in a tested row is *not* significantly different."
+        f"▲ better, ▼ worse than LoRA at the same budget: t-test of the differences, paired by seed and item, "
+        f"Holm-adjusted over the {len(tested)} comparisons of this table, 5% level. {len(marked)} of {len(tested)} are "
+        "significant; an unmarked number in a tested row is *not* significantly different. Intervals of differences "
+        "are not adjusted."
     ]
-    averages = tested[tested.column == AVERAGE]  # a row of which a cell failed has none
-    return notes + [
-        f"{f'{line.label} {line.rank}'.strip()} against `{line.against}`: Avg. {line.difference:+.2f}, "
-        f"adjusted p = {line.p_holm:.3f}."
-        for line in averages.itertuples()
+    whole = tested[tested.column.isin(NAMES)]  # a row of which a cell failed has none
+    return notes + [_comparison(names, lines) for names, lines in whole.groupby(["label", "rank"], sort=False)]
+
+
+def _comparison(names: tuple[str, str], lines: pd.DataFrame) -> str:
+    parts = [
+        f"{NAMES[line.column].rstrip(' ↓')} {number(line.difference, line.column, '+')} "
+        f"({number(line.difference_low, line.column, '+')} to {number(line.difference_high, line.column, '+')}), "
+        f"adjusted p = {line.p_holm:.3f}"
+        for line in lines.itertuples()
     ]
+    return f"{' '.join(names).strip()} against `{lines.against.iloc[0]}`: {'; '.join(parts)}."
 
 
 def candidate_notes(rows: Sequence[Row], summary: pd.DataFrame) -> list[str]:
@@ -135,15 +165,16 @@ def candidate_notes(rows: Sequence[Row], summary: pd.DataFrame) -> list[str]:
     for row in rows:
         lines = averages[(averages.label == row.label) & (averages["rank"] == (row.rank or ""))]
         if row.candidates > 1 and not lines.empty:
-            reached = ", ".join(f"`{m}` {_number(v)}" for m, v in zip(lines.method, lines.value, strict=True))
+            reached = ", ".join(f"`{m}` {number(v)}" for m, v in zip(lines.method, lines.value, strict=True))
             won = lines.method[lines.won.astype(bool)].iloc[0]
             only = " (the only one run)" if len(lines) == 1 else ", chosen by Avg. over seeds"
             notes.append(f"{row.label} {row.rank}: reported `{won}`{only}. Avg.: {reached}.")
     return notes
 
 
-def _number(value: float) -> str:
-    return "-" if pd.isna(value) else f"{value:.2f}"
+def number(value: float, column: str = AVERAGE, sign: str = "-") -> str:
+    """A score, a loss or a difference as text; sign: "+" shows it also where it is positive."""
+    return "-" if pd.isna(value) else f"{value:{sign}.{DIGITS if column == LOSS else 2}f}"
 
 
 def _pipe(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -156,7 +187,7 @@ def csv(table: str, summary: pd.DataFrame, entries: Mapping[str, Entry], paper: 
     means = summary.assign(seed="mean")
     seeds = [
         means[(means.method == entry.method) & (means.column == column)]
-        .drop(columns=["std", "ci_low", "ci_high", "against", "difference", "p", "p_holm"])  # these are over seeds
+        .drop(columns=OVER_SEEDS)
         .assign(seed=str(seed), value=value)
         for entry in entries.values()
         for seed, scores in entry.scores.assign(**{AVERAGE: entry.averages}).iterrows()
@@ -166,10 +197,11 @@ def csv(table: str, summary: pd.DataFrame, entries: Mapping[str, Entry], paper: 
     whole = ["r", "params", "n_items"]
     measured[whole] = measured[whole].astype("Int64").astype(object)
     frame = pd.concat([measured, long_form(paper)]).assign(table=table)
-    return str(frame[CSV].to_csv(index=False, float_format="%.4f", lineterminator="\n"))
+    return str(frame[CSV].to_csv(index=False, float_format="%.6f", lineterminator="\n"))
 
 
+OVER_SEEDS = ["std", "ci_low", "ci_high", "against", "difference", "difference_low", "difference_high", "p", "p_holm"]
 CSV = [
     "table", "source", "label", "rank", "method", "r", "params", "won", "seed", "column", "value", "std", "n_items",
-    "ci_low", "ci_high", "against", "difference", "p", "p_holm",
+    "ci_low", "ci_high", "against", "difference", "difference_low", "difference_high", "p", "p_holm",
 ]  # fmt: skip

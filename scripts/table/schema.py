@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 
 from scripts.settings import Name, Names, checked
 
@@ -27,6 +27,7 @@ class ClaimYaml(BaseModel):
     row: list[str] = Field(min_length=2, max_length=2, examples=['row: [MoS, "4/8"]'])
     relation: Literal["higher", "lower", "reaches"]
     than: list[str] = Field(min_length=2, max_length=2, examples=['than: [LoRA, "2"]'])
+    margin: dict[str, PositiveFloat] | None = None
 
 
 class TableYaml(BaseModel):

@@ -1,86 +1,147 @@
-"""The statistics under a table: spread over seeds, bootstrap intervals over items, paired tests, Holm's correction.
+"""The statistics under a table: errors over seeds and items together, intervals, tests, Holm's correction.
 
-A score is described by its *strata*: arrays of item contributions whose means add up to the score. That form
-holds for a mean over items (one stratum), for a mean over tasks or languages (one stratum each) and for the
-average of several benchmarks, so one interval and one test serve every cell of a table.
+Every seed answers the same items: seeds and items are crossed. A score is a mean over both, and the model under it is
+
+    y[s, i] = mean + seed[s] + item[i] + residual[s, i]      all three random, with mean 0
+
+so that a mean over S seeds has the variance seed/S + item + residual/S. A score is given as its *strata*: arrays
+(seeds, items) whose means add up to the score. That form holds for a mean over items (one stratum), for a mean over
+tasks or languages (one stratum each) and for the average of several benchmarks, so one interval and one test serve
+every cell of a table. docs/tables.md says how this form of interval was chosen.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import bootstrap, monte_carlo_test
+from scipy.optimize import brentq
+from scipy.special import stdtrit
 from statsmodels.stats.multitest import multipletests
 
-RESAMPLES = 2000
-PERMUTATIONS = 9999  # smallest p 2/10000: still below 0.05 after Holm over the some 60 comparisons of Table 2
 LEVEL = 0.05
-MIN_STRATUM = 10  # resampling fewer items than that within a task understates the spread
-BATCH = 500  # resamples held in memory at once
+SMALLEST = 1e-12  # no p-value is looked for below
+MIN_STRATUM = 10  # fewer items than that within a task do not tell their own spread
+MANY = 1000  # seeds; nobody trains more
 
 Strata = list[np.ndarray]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds and items, and the variances behind its error, in squared units of the score.
+
+    seeds:    S, how many there are;  nonzero: items whose mean over seeds is not 0
+    by_seed:  variance of the seeds' scores, seed + residual; nan if S = 1, where nothing is known of it
+    residual: its part that comes from how a seed does on these items; 0 if S = 1
+    item:     variance that the choice of items adds, for any number of seeds; it holds the residual if S = 1, where
+        the two cannot be told apart; nan for one item
+    freedom:  degrees of freedom of `item`
+    """
+
+    mean: float
+    seeds: int
+    nonzero: int
+    by_seed: float
+    residual: float
+    item: float
+    freedom: float
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95% interval: over seeds and items, or over items alone if there is one seed. nan for one item."""
+        half = self.half_width(LEVEL, self.seeds)
+        return self.mean - half, self.mean + half
+
+    def half_width(self, level: float, seeds: int) -> float:
+        """Half of the interval that leaves out the mean in a share `level` of all cases, with so many seeds.
+
+        The limits of both parts are added in quadrature (Howe, 1974; MOVER of Zou and Donner, 2008), each with its own
+        quantile of t: that of few seeds is large. It is never shorter than the plain interval over seeds.
+        """
+        over_items = stdtrit(self.freedom, level / 2) ** 2  # quantile of t, squared
+        if self.seeds == 1:
+            return float(np.sqrt(over_items * self.item))
+        over_seeds = stdtrit(seeds - 1, level / 2) ** 2
+        seed = max(0.0, self.by_seed - self.residual)
+        both = over_seeds * seed / seeds + over_items * (self.item + self.residual / seeds)
+        return float(np.sqrt(max(both, over_seeds * self.by_seed / seeds)))
+
+    @property
+    def p_value(self) -> float:
+        """Two-sided: the level at which the interval just reaches 0. nan where there is no interval.
+
+        It is never below what a sign-flip test could give, which keeps very few differing items from looking certain.
+        """
+        if np.isnan(self.item):
+            return float("nan")
+        floor = min(1.0, 2.0 ** (1 - self.nonzero))
+        distance = abs(self.mean)
+        if self.half_width(SMALLEST, self.seeds) <= distance:
+            return max(floor, SMALLEST)
+        found = brentq(lambda log: self.half_width(np.exp(log), self.seeds) - distance, np.log(SMALLEST), 0.0)
+        return max(floor, float(np.exp(found)))
+
+    def seeds_to_tell(self, distance: float) -> int | None:
+        """The least number of seeds whose interval is shorter than `distance` to either side; at most `MANY`.
+
+        It takes the mean and the variances to stay what they are. None: the items alone, or one seed, do not allow it.
+        """
+        if self.seeds == 1 or not self.half_width(LEVEL, MANY) < distance:
+            return None
+        return next(count for count in range(2, MANY + 1) if self.half_width(LEVEL, count) < distance)
 
 
 def strata(values: np.ndarray, tasks: np.ndarray, per_task: bool) -> Strata:
     """Split item scores into arrays whose means add up to the benchmark's score.
 
-    values:   (n,) percent, one per item (already averaged over seeds)
+    values:   (seeds, n) percent, or any other unit
     tasks:    (n,) the task, subject or language of each item
     per_task: True where the score is a mean over tasks (sub-tasks, languages), False where it is a mean over items
-    returns one array per task, or a single one: for a mean over items, and where a task has too few items to be
-    resampled alone (small limits). A single array includes the spread between tasks, so it errs to the wide side.
+    returns one array per task, or a single one: for a mean over items, and where a task has too few items to tell
+    their spread (small limits). A single array includes the spread between tasks, so it errs to the wide side.
     """
     if not per_task:
         return [values]
     names, inverse, counts = np.unique(tasks, return_inverse=True, return_counts=True)
     if counts.min() < MIN_STRATUM:
-        return [values * len(values) / (len(names) * counts[inverse])]
-    return [values[inverse == i] / len(names) for i in range(len(names))]
+        return [values * values.shape[1] / (len(names) * counts[inverse])]
+    return [values[:, inverse == i] / len(names) for i in range(len(names))]
 
 
-def score(parts: Strata) -> float:
-    """The score that the strata describe, in percent."""
-    return float(sum(part.mean() for part in parts))
+def estimate(parts: Strata) -> Estimate:
+    """The score that the strata describe, with the analysis of variance of its seeds and items.
 
-
-def interval(parts: Strata) -> tuple[float, float]:
-    """95% percentile bootstrap interval over items, stratified; (nan, nan) where a stratum has a single item."""
-    if min(map(len, parts)) < 2:
-        return float("nan"), float("nan")
-    result = bootstrap(
-        parts,
-        lambda *samples, axis: sum(sample.mean(axis=axis) for sample in samples),
-        n_resamples=RESAMPLES,
-        batch=BATCH,
-        method="percentile",
-        confidence_level=1 - LEVEL,
-        rng=np.random.default_rng(0),
-    )
-    low, high = result.confidence_interval
-    return float(low), float(high)
-
-
-def p_value(differences: Strata) -> float:
-    """Two-sided sign-flip permutation test of "the paired differences are symmetric about 0".
-
-    Chosen over McNemar (needs one binary outcome per item: not F1, not pass@1 of 20 samples, not a mean over seeds)
-    and over Wilcoxon (tests ranks, while the table reports means, weighted by task): it assumes nothing but the pairing
-    and tests the very number that is printed. Items without a difference cannot change the sum and are left out.
+    parts: arrays (seeds, items), all of the same seeds. A variance that comes out negative counts as 0.
     """
-    shares = np.concatenate([part / len(part) for part in differences])
-    shares = shares[shares != 0]
-    if len(shares) < 2:
-        return 1.0  # one difference: both signs are equally extreme
-    shares = shares / np.abs(shares).max()  # right or wrong becomes exactly -1 and 1, so that equal sums compare equal
-    rng = np.random.default_rng(0)
-    result = monte_carlo_test(
-        shares,
-        lambda size: shares * (rng.integers(0, 2, size, dtype=np.int8) * 2 - 1),
-        lambda sample, axis: sample.sum(axis=axis),
-        vectorized=True,
-        n_resamples=PERMUTATIONS,
-        batch=BATCH,
+    seeds = len(parts[0])
+    by_seed = sum(part.mean(axis=1) for part in parts)  # (seeds,)
+    means = [part.mean(axis=0) for part in parts]  # over seeds: (items,) each
+    known = min(map(len, means)) > 1
+    over_items = [mean.var(ddof=1) / len(mean) if known else np.nan for mean in means]
+    residual = sum(_residual(part) for part in parts) if known and seeds > 1 else 0.0
+    total = sum(over_items)
+    return Estimate(
+        mean=float(np.mean(by_seed)),
+        seeds=seeds,
+        nonzero=sum(int(np.count_nonzero(mean)) for mean in means),
+        by_seed=float(np.var(by_seed, ddof=1)) if seeds > 1 else float("nan"),
+        residual=float(residual),
+        item=float("nan") if not known else max(0.0, float(total) - residual / seeds),
+        freedom=_freedom(over_items, means),
     )
-    return float(min(1.0, result.pvalue))
+
+
+def _residual(part: np.ndarray) -> float:
+    """Variance of a seed's mean over these items that is neither the seed's nor the items'; part: (seeds, items)."""
+    seeds, items = part.shape
+    left = part - part.mean(axis=1, keepdims=True) - part.mean(axis=0) + part.mean()
+    return float((left**2).sum() / ((seeds - 1) * (items - 1)) / items)
+
+
+def _freedom(variances: Sequence[float], means: Strata) -> float:
+    """Degrees of freedom of a sum of variances over strata (Welch and Satterthwaite)."""
+    squares = sum(v**2 / (len(mean) - 1) for v, mean in zip(variances, means, strict=True) if len(mean) > 1)
+    return float(sum(variances) ** 2 / squares) if squares else float(max(1, min(map(len, means)) - 1))
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:

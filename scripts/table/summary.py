@@ -12,33 +12,49 @@ from scripts.table import statistics
 from scripts.table.grid import Row
 
 AVERAGE = "avg"
+LOSS = "validation_loss"  # nats per labelled token of the held-out examples, mean over training sets; lower is better
+HELD_OUT = "held_out"  # stands among the benchmarks for the held-out examples, with the training sets for its tasks
+Items = Mapping[str, pd.DataFrame]  # benchmark -> index (task, item id), sorted; columns (column of the table, seed)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What one method reached, over all seeds."""
+    """What one method reached.
+
+    rank, params: at which the adapter computes; trainable parameters, counted; None for a vanilla row
+    scores: index seed, a column per table column, percent, and LOSS; nan where a cell failed or did not record it
+    items: the items behind the scores, for each seed
+    averaged: the columns whose mean is the average
+    """
 
     method: str
     rank: int | None
-    params: int | None  # counted, trainable
-    scores: pd.DataFrame  # index seed, a column per table column, percent; nan where a cell failed
-    items: Mapping[str, pd.DataFrame]  # benchmark -> index item id; `task` and table columns, percent, mean over seeds
+    params: int | None
+    scores: pd.DataFrame
+    items: Items
+    averaged: Sequence[str]
 
     @property
     def average(self) -> float:
-        """Mean over the columns of the means over seeds; nan where a column has no score at all."""
-        return float(self.scores.mean().mean(skipna=False))
+        """Mean over the averaged columns of the means over seeds; nan where a column has no score at all."""
+        return float(self.scores[list(self.averaged)].mean().mean(skipna=False))
 
     @property
     def averages(self) -> pd.Series:
-        """The average of each seed that has every score, by seed."""
-        return self.scores.dropna().mean(axis=1)
+        """The average of each seed that has every score of it, by seed."""
+        return self.scores[list(self.averaged)].dropna().mean(axis=1)
+
+    def by_seed(self, column: str) -> pd.Series:
+        """The score of each seed that has it, by seed, in a column, in AVERAGE or in LOSS."""
+        if column == AVERAGE:
+            return self.averages
+        return self.scores[column].dropna() if column in self.scores else pd.Series(dtype=float)
 
 
 def summarise(
     rows: Sequence[Row], columns: Sequence[str], entries: Mapping[str, Entry], per_task: Collection[str]
 ) -> pd.DataFrame:
-    """Everything the table says of the measured side: one line per (row, candidate, column or average).
+    """Everything the table says of the measured side: one line per (row, candidate, column, AVERAGE or LOSS).
 
     per_task: benchmarks whose score is a mean over tasks or languages; the others are means over items.
     The better candidate of a row is the one with the higher average over its seeds, as the paper reports it.
@@ -50,8 +66,8 @@ def summarise(
         won = better(run) if run else None
         for entry in run:
             base = entries.get(row.against or "")
-            for column in [*columns, AVERAGE]:
-                pick = partial(strata, column=column, columns=columns, per_task=per_task)
+            for column in [*columns, AVERAGE, LOSS]:
+                pick = partial(strata, column=column, averaged=entry.averaged, per_task=per_task)
                 lines.append(_line(row, entry, column, base, pick) | {"won": entry is won})
     frame = pd.DataFrame(lines, columns=LINE)
     tested = frame.index[frame.won & frame.p.notna()]
@@ -67,61 +83,75 @@ def better(candidates: Sequence[Entry]) -> Entry:
 
 LINE = [
     "label", "rank", "method", "r", "params", "won", "column", "value", "std", "seeds", "n_items", "ci_low", "ci_high",
-    "against", "difference", "p",
+    "against", "difference", "difference_low", "difference_high", "p",
 ]  # fmt: skip
+UNKNOWN = dict.fromkeys(("value", "std", "ci_low", "ci_high"), np.nan)
+UNCOMPARED = dict.fromkeys(("difference", "difference_low", "difference_high", "p"), np.nan)
 
 
 def _line(
     row: Row, entry: Entry, column: str, base: Entry | None, pick: Callable[..., statistics.Strata]
 ) -> dict[str, Any]:
-    per_seed = entry.averages if column == AVERAGE else entry.scores[column].dropna()
+    per_seed = entry.by_seed(column)
     line: dict[str, Any] = {
         "label": row.label, "rank": row.rank or "", "method": entry.method, "r": entry.rank, "params": entry.params,
-        "column": column, "seeds": len(per_seed), "n_items": sum(map(len, _items_of(column, entry).values())),
+        "column": column, "seeds": len(per_seed), "n_items": sum(map(len, items_of(column, entry).values())),
     }  # fmt: skip
-    if per_seed.empty:  # its cells failed
-        return line | dict.fromkeys(("value", "std", "ci_low", "ci_high", "difference", "p"), np.nan)
+    if per_seed.empty:  # its cells failed, or did not record it
+        return line | UNKNOWN | UNCOMPARED
     value, std = statistics.spread(list(per_seed))
-    low, high = statistics.interval(pick(entry.items))
+    low, high = statistics.estimate(pick(items_of(column, entry))).interval
     line |= {"value": value, "std": std, "ci_low": low, "ci_high": high}
-    mine, theirs = (_items_of(column, other) for other in (entry, base or entry))
-    if base is None or base is entry or not same_items(mine, theirs):
-        return line | {"difference": np.nan, "p": np.nan}
-    parts = pick({name: difference(mine[name], theirs[name]) for name in mine})
-    return line | {"against": base.method, "difference": statistics.score(parts), "p": statistics.p_value(parts)}
+    if base is None or base is entry or not comparable(entry, base, column):
+        return line | UNCOMPARED
+    found = statistics.estimate(pick(difference(entry, base, column)))
+    low, high = found.interval
+    compared = {"difference": found.mean, "difference_low": low, "difference_high": high, "p": found.p_value}
+    return line | compared | {"against": base.method}
 
 
-def strata(
-    items: Mapping[str, pd.DataFrame], column: str, columns: Sequence[str], per_task: Collection[str]
-) -> statistics.Strata:
-    """Strata of one column or of the average. In the average, columns over the same items are first added item by item.
+def strata(items: Items, column: str, averaged: Sequence[str], per_task: Collection[str]) -> statistics.Strata:
+    """Strata of a column, of AVERAGE or of LOSS, over the seeds that all of its benchmarks have.
 
-    Such are the two scores of a benchmark that is judged by F1 and by exact match.
+    In the average, columns over the same items are first added item by item. Such are the two scores of a benchmark
+    that is judged by F1 and by exact match.
     """
-    wanted = columns if column == AVERAGE else [column]
+    wanted = list(averaged) if column == AVERAGE else [column]
+    found = {name: [c for c in wanted if c in frame] for name, frame in items.items()}
+    behind = {name: sum(items[name][c] for c in own) / len(wanted) for name, own in found.items() if own}
+    seeds = sorted(set.intersection(*(set(frame.columns) for frame in behind.values())))
     parts = []
-    for benchmark, frame in items.items():
-        own = [c for c in wanted if c in frame]
-        if own:
-            values = frame[own].sum(axis=1).to_numpy(float) / len(wanted)
-            parts += statistics.strata(values, frame["task"].to_numpy(str), benchmark in per_task)
+    for name, frame in behind.items():
+        tasks = frame.index.get_level_values("task").to_numpy(str)
+        parts += statistics.strata(frame[seeds].to_numpy(float).T, tasks, name in per_task or name == HELD_OUT)
     return parts
 
 
-def difference(frame: pd.DataFrame, base: pd.DataFrame) -> pd.DataFrame:
-    """Item by item, `frame` less `base`: of two entries on the same items."""
-    scores = frame.columns.drop("task")
-    return (frame[scores] - base.loc[frame.index, scores]).assign(task=frame["task"])
+def items_of(column: str, entry: Entry) -> Items:
+    """The items behind a column, AVERAGE or LOSS, by benchmark, with all their columns."""
+    wanted = set(entry.averaged) if column == AVERAGE else {column}
+    return {name: frame for name, frame in entry.items.items() if wanted & set(frame.columns.levels[0])}
 
 
-def same_items(items: Mapping[str, pd.DataFrame], base: Mapping[str, pd.DataFrame]) -> bool:
-    """Whether both are of the same benchmarks and items, so that they can be paired."""
-    return items.keys() == base.keys() and all(set(items[name].index) == set(base[name].index) for name in items)
+def comparable(entry: Entry, base: Entry, column: str) -> bool:
+    """Whether both have the column, over the same items and for some of the same seeds, so that they can be paired."""
+    mine, theirs = items_of(column, entry), items_of(column, base)
+    if not mine or mine.keys() != theirs.keys():
+        return False
+    same_items = all(frame.index.equals(theirs[name].index) for name, frame in mine.items())
+    return same_items and bool(set(entry.by_seed(column).index) & set(base.by_seed(column).index))
 
 
-def _items_of(column: str, entry: Entry) -> dict[str, pd.DataFrame]:
-    """The items behind a column of the table; behind the average all of them."""
-    return {name: frame for name, frame in entry.items.items() if column == AVERAGE or column in frame}
+def difference(entry: Entry, base: Entry, column: str) -> Items:
+    """Seed by seed and item by item, `entry` less `base`: of two that are comparable, for the seeds of both."""
+    mine = items_of(column, entry)
+    shared = {name: frame.columns.intersection(base.items[name].columns) for name, frame in mine.items()}
+    return {name: frame[shared[name]] - base.items[name][shared[name]] for name, frame in mine.items()}
+
+
+def is_better(difference: float, column: str) -> bool:
+    """Whether a difference of this sign is a gain: of a loss, a negative one."""
+    return difference < 0 if column == LOSS else difference > 0
 
 
 def reported(summary: pd.DataFrame, row: Row) -> pd.DataFrame:

@@ -13,8 +13,8 @@ from omegaconf import DictConfig
 from scripts.config import choices, compose
 from scripts.table import grid
 from scripts.table.grid import Row
-from scripts.table.paper import load_paper
-from scripts.table.summary import AVERAGE
+from scripts.table.paper import beside, load_paper
+from scripts.table.summary import AVERAGE, LOSS
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Table:
     name: str
     title: str
     rows: list[Row]
-    columns: list[str]  # table columns and the average
+    columns: list[str]  # table columns, the average and the validation loss
     summary: pd.DataFrame  # measured, means over seeds: what `summarise` gives
     paper: pd.DataFrame
     notes: list[str]
@@ -71,8 +71,9 @@ def _load_table(profile: str, results: Path, name: str) -> Table:
     summary = measured.assign(rank=measured["rank"].fillna(""), won=measured.won.astype(bool))
     text = (results / f"{name}.md").read_text(encoding="utf-8")
     notes = re.findall(r"^- (.*)$", text.partition("## Notes")[2], flags=re.MULTILINE)
-    paper = load_paper(name)
-    return Table(cfg, name, cfg.table.title, grid.rows(cfg), [*cfg.table.columns, AVERAGE], summary, paper, notes)
+    paper = beside(load_paper(name), grid.averaged(cfg))
+    shown = [*cfg.table.columns, AVERAGE, LOSS]
+    return Table(cfg, name, cfg.table.title, grid.rows(cfg), shown, summary, paper, notes)
 
 
 def labels(results: Path) -> dict[str, str]:

@@ -4,22 +4,38 @@ import numpy as np
 import pandas as pd
 import pytest
 from omegaconf import OmegaConf
+from scipy.stats import t
 
 from scripts.config import choices, compose
 from scripts.table import claims
 from scripts.table.claims import Claim, compare
-from scripts.table.summary import Entry
+from scripts.table.statistics import estimate
+from scripts.table.summary import AVERAGE, HELD_OUT, LOSS, Entry
 
-HURTS = Claim("Sharing alone hurts", ("Pure Sharing", "64"), "lower", ("LoRA", "2"))
-CFG = OmegaConf.create({"table": {"columns": ["mmlu"]}})
+MARGIN = {AVERAGE: 0.5, LOSS: 0.01}
+NOISE = {"mos": 1, "lora2": 2}  # seeds of each method's own noise
 
 
-def entry(method: str, score: float, seeds: int = 2) -> Entry:
-    """Reaches `score` percent on 200 items with each seed, give or take a little noise per item."""
-    values = score + np.random.default_rng(len(method)).normal(0, 5, 200)
-    items = pd.DataFrame({"mmlu": values, "task": "a"}, index=[f"i{n}" for n in range(200)])
-    scores = pd.DataFrame({"mmlu": [values.mean()] * seeds}, index=range(seeds))
-    return Entry(method, 4, 100, scores, {"mmlu": items})
+def claim(relation):
+    return Claim("text", ("MoS", "4/8"), relation, ("LoRA", "2"), MARGIN if relation == "reaches" else {})
+
+
+def entry(method, score, loss=1.5, seeds=5, noise=0.2):
+    """Reaches `score` percent and `loss` nats on 200 items with each seed.
+
+    noise: standard deviation of the seeds in points, a hundredth of it in nats; items have ten times as much
+    """
+    rng = np.random.default_rng(NOISE[method])
+    error = rng.normal(0, noise, (seeds, 1)) + rng.normal(0, 10 * noise, (seeds, 200))
+    index = pd.MultiIndex.from_product([["a"], range(200)], names=["task", "id"])
+
+    def items(column, values):
+        return pd.concat({column: pd.DataFrame(values.T, index)}, axis=1)
+
+    values = {"mmlu": score + error - error.mean(), LOSS: loss + (error - error.mean()) / 100}
+    scores = pd.DataFrame({column: own.mean(axis=1) for column, own in values.items()}, index=range(seeds))
+    found = {"mmlu": items("mmlu", values["mmlu"]), HELD_OUT: items(LOSS, values[LOSS])}
+    return Entry(method, 4, 100, scores, found, ["mmlu"])
 
 
 @pytest.mark.parametrize(
@@ -27,24 +43,59 @@ def entry(method: str, score: float, seeds: int = 2) -> Entry:
     [
         ("higher", 60.0, "holds"),
         ("higher", 40.0, "does not hold"),
-        ("higher", 50.0, "no difference shown"),
+        ("higher", 50.0, "cannot tell"),
         ("lower", 40.0, "holds"),
         ("lower", 60.0, "does not hold"),
+        ("lower", 50.0, "cannot tell"),
         ("reaches", 60.0, "holds"),
         ("reaches", 40.0, "does not hold"),
-        ("reaches", 50.0, "no difference shown"),
+        ("reaches", 50.4, "holds"),  # not lower, though not shown to be higher
+        ("reaches", 49.5, "cannot tell"),  # at the margin itself
     ],
 )
-def test_a_verdict_needs_an_interval_without_zero(relation, score, verdict):
-    claim = Claim("text", ("MoS", "4/8"), relation, ("LoRA", "2"))
-    outcome = compare(claim, entry("mos", score), entry("lora2", 50.0), CFG, set())
-    assert outcome.low < np.mean(outcome.per_seed) < outcome.high
-    assert outcome.verdict == verdict
+def test_a_verdict_needs_the_whole_interval(relation, score, verdict):
+    average, loss = compare(claim(relation), entry("mos", score, 1.5 - (score - 50) / 50), entry("lora2", 50.0), set())
+    low, high = average.found.interval
+    assert low < np.mean(average.per_seed) < high
+    assert high - low < 1
+    assert average.verdict.partition(":")[0] == verdict
+    assert loss.verdict.partition(":")[0] == verdict  # a lower loss is what a higher score is
+
+
+def test_one_seed_cannot_judge_the_method():
+    outcomes = compare(claim("higher"), entry("mos", 60.0, 1.0, seeds=1), entry("lora2", 50.0, seeds=1), set())
+    assert {outcome.verdict for outcome in outcomes} == {"cannot tell: one seed says nothing of others"}
+    assert "one seed says nothing of others" in claims.render_claims(outcomes, "smol", [0], None)
+
+
+def outcome_of(spread, items, gain, measure=AVERAGE, relation="higher"):
+    """Three seeds `spread` points apart, items give or take `items`, a mean difference of `gain`."""
+    rows = np.array([[-spread], [0.0], [spread]]) + gain + np.tile([-items, items], 100)
+    return claims.Outcome(claim(relation), measure, estimate([rows]), list(rows.mean(axis=1)))
+
+
+def test_it_says_how_many_seeds_it_would_take():
+    outcome = outcome_of(spread=3.0, items=0.1, gain=2.0)
+    assert outcome.verdict == "cannot tell: it would take some 12 seeds"
+    assert t.isf(0.025, 11) * 3 / np.sqrt(12) < 2 < t.isf(0.025, 10) * 3 / np.sqrt(11)
+
+
+def test_it_says_where_only_more_items_would_do():
+    assert outcome_of(spread=0.0, items=30.0, gain=2.0).verdict.startswith("cannot tell: not even 1,000 seeds would")
+    assert outcome_of(spread=3.0, items=0.1, gain=0.0).verdict.startswith("cannot tell: not even 1,000 seeds would")
 
 
 def test_other_seeds_cannot_be_compared():
-    with pytest.raises(ValueError, match="mos and lora have other items or seeds"):
-        compare(HURTS, entry("mos", 50.0, 3), entry("lora", 50.0), CFG, set())
+    with pytest.raises(ValueError, match="mos and lora2 have other items or seeds"):
+        compare(claim("higher"), entry("mos", 50.0, seeds=3), entry("lora2", 50.0), set())
+
+
+def test_without_a_recorded_loss_its_line_is_a_dash():
+    old = entry("mos", 60.0)
+    del old.items[HELD_OUT], old.scores[LOSS]
+    outcomes = compare(claim("higher"), old, entry("lora2", 50.0), set())
+    assert [outcome.verdict for outcome in outcomes] == ["holds", "-"]
+    assert "| Val. loss ↓ | - | - | - | - |" in claims.render_claims(outcomes, "smol", [0, 1], None)
 
 
 @pytest.mark.parametrize("table", choices("table"))
@@ -77,7 +128,39 @@ def test_a_row_that_was_left_out_cannot_be_judged():
         claims.outcomes_of(["table=table1", "methods=[lora_r2]"])
 
 
+@pytest.mark.parametrize(
+    ("margin", "sentence"),
+    [
+        (
+            {},
+            "'MoS at e=8 reaches LoRA 64': the relation `reaches` needs margin: {avg: 0.5, validation_loss: 0.01}",
+        ),
+        ({"avg": 0.5}, "needs margin"),
+        ({"avg": -0.5, "validation_loss": 0.01}, "should be greater than 0"),
+    ],
+)
+def test_reaching_needs_a_margin(margin, sentence):
+    cfg = compose(["table=table2"])
+    OmegaConf.update(cfg, "table.claims.2.margin", margin, merge=False)
+    with pytest.raises(ValueError, match=sentence):
+        claims.claims(cfg)
+
+
+def test_another_relation_takes_none():
+    cfg = compose(["table=table2"])
+    OmegaConf.update(cfg, "table.claims.0.margin", MARGIN, force_add=True)
+    with pytest.raises(ValueError, match="the relation `higher` takes no margin; only `reaches` does"):
+        claims.claims(cfg)
+
+
 def test_the_page_says_what_was_compared():
-    outcome = claims.Outcome(HURTS, -3.0, -1.0, [-2.5, -1.5])
-    text = claims.render_claims([outcome], "micro", [0, 1])
-    assert "| Pure Sharing 64 against LoRA 2 | -2.00 | -3.00 to -1.00 | -2.5, -1.5 | holds |" in text
+    text = claims.render_claims([outcome_of(0.1, 0.1, -2.0, relation="lower")], "smol", [0, 1, 2], None)
+    assert "| MoS 4/8 against LoRA 2 | Avg. | -2.00 | -2.25 to -1.75 | -2.10, -2.00, -1.90 | holds |" in text
+
+
+def test_a_profile_that_cannot_judge_prints_differences_and_the_reason():
+    text = claims.render_claims([outcome_of(0.1, 0.1, -2.0)], "micro", [0, 1, 2], "It is too short.")
+    assert "No verdicts: It is too short." in text
+    assert "-2.25 to -1.75" in text
+    for verdict in ("holds", "does not hold", "cannot tell", "Verdict"):
+        assert verdict not in text

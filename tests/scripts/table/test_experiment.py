@@ -42,7 +42,7 @@ EXPERIMENT = {
     "benchmark",
     "engine",
 }
-EXPERIMENT |= {"table"}
+EXPERIMENT |= {"table", "rates", "not_in_average", "no_verdicts"}
 
 
 def leaves(node: Any, prefix: str = "") -> Iterator[str]:

@@ -2,6 +2,8 @@
 
 import io
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +15,9 @@ from scripts.config import ROOT, choices, compose
 from scripts.table import paper as paper_numbers
 from scripts.table import render
 from scripts.table.grid import Row
-from scripts.table.paper import PRINTED, load_paper, printed, printed_point, score_columns
+from scripts.table.paper import PRINTED, beside, load_paper, printed, printed_point, score_columns
 from scripts.table.plot import plot
-from scripts.table.summary import Entry, summarise
+from scripts.table.summary import HELD_OUT, LOSS, Entry, summarise
 
 COLUMNS = ["bbh", "tydiqa_f1", "tydiqa_em"]
 ROWS = [
@@ -28,23 +30,28 @@ CFG = OmegaConf.create({"table": {"columns": COLUMNS}, "benchmark": compose([]).
 HEAD = render.titles(CFG, {})
 
 
-def entry(method: str, rank: int, bbh: float, tydiqa: float, seeds: int = 1) -> Entry:
-    """`bbh` percent of 100 items in two tasks, `tydiqa` of 40 in two languages (EM half of F1); seeds 1 point apart."""
+def entry(method: str, rank: int, bbh: float, tydiqa: float, seeds: int = 1, loss: float | None = None) -> Entry:
+    """`bbh` percent of 100 items in two tasks, `tydiqa` of 40 in two languages (EM half of F1); seeds 1 point apart.
 
-    def frame(share: float, count: int, **columns: float) -> pd.DataFrame:
-        right = np.arange(count) % 20 < share / 5
-        tasks = np.repeat(["a", "b"], count // 2)
-        scores = {column: right * 100.0 * weight for column, weight in columns.items()}
-        return pd.DataFrame({"task": tasks, **scores}, index=[f"item {i}" for i in range(count)])
+    loss: of 40 validation examples of two sets, give or take 0.1 from one to the next; seeds 0.01 apart
+    """
 
+    def frame(values: np.ndarray, apart: float = 1, **columns: float) -> pd.DataFrame:
+        tasks = np.repeat(["a", "b"], len(values) // 2)
+        index = pd.MultiIndex.from_arrays([tasks, [f"item {i}" for i in range(len(values))]], names=["task", "id"])
+        scores = {(c, seed): weight * (values + apart * seed) for c, weight in columns.items() for seed in range(seeds)}
+        return pd.DataFrame(scores, index)
+
+    def right(share: float, count: int) -> np.ndarray:
+        return (np.arange(count) % 20 < share / 5) * 100.0
+
+    items = {"bbh": frame(right(bbh, 100), bbh=1), "tydiqa": frame(right(tydiqa, 40), tydiqa_f1=1, tydiqa_em=0.5)}
     scores = {"bbh": bbh, "tydiqa_f1": tydiqa, "tydiqa_em": tydiqa / 2}
-    return Entry(
-        method,
-        rank,
-        1234567,
-        pd.DataFrame([{c: value + seed for c, value in scores.items()} for seed in range(seeds)], index=range(seeds)),
-        {"bbh": frame(bbh, 100, bbh=1), "tydiqa": frame(tydiqa, 40, tydiqa_f1=1, tydiqa_em=0.5)},
-    )
+    table = pd.DataFrame({c: [value + seed for seed in range(seeds)] for c, value in scores.items()})
+    if loss is not None:
+        items[HELD_OUT] = frame(loss + np.tile([-0.1, 0.1], 20), apart=0.01, **{LOSS: 1})
+        table[LOSS] = [loss + 0.01 * seed for seed in range(seeds)]
+    return Entry(method, rank, 1234567, table, items, COLUMNS)
 
 
 @pytest.fixture
@@ -76,24 +83,26 @@ def test_markdown_word_for_word(entries: dict[str, Entry], paper: pd.DataFrame) 
     assert text.startswith(
         """# Table X
 
-| Method | Rank | Source | # Param. | BBH | XQuAD F1 | XQuAD EM | Avg. |
-| --- | --- | --- | --- | --- | --- | --- | --- |
-| LoRA | 2 | measured | 1,234,567 | 20.00 | 40.00 | 20.00 | 26.67 |
-| LoRA | 2 | paper† | 5.00M | 36.22 | 48.67 | 35.70 | 40.20 |
-| VeRA | 256 | measured | - | not run |  |  |  |
-| VeRA | 256 | paper | 1.42M | 35.10 | 48.39 | 36.38 | 39.96 |
-| MoS | 8 (of 4/8) | measured | 1,234,567 | 70.00 ▲ | 40.00 | 20.00 | 43.33 ▲ |
-| MoS | 4/8 | paper | 5.00M | 37.29 | 50.21 | 37.19 | 41.56 |
+| Method | Rank | Source | # Param. | BBH | XQuAD F1 | XQuAD EM | Avg. | Val. loss ↓ |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- |
+| LoRA | 2 | measured | 1,234,567 | 20.00 | 40.00 | 20.00 | 26.67 | - |
+| LoRA | 2 | paper† | 5.00M | 36.22 | 48.67 | 35.70 | 40.20 | - |
+| VeRA | 256 | measured | - | not run |  |  |  |  |
+| VeRA | 256 | paper | 1.42M | 35.10 | 48.39 | 36.38 | 39.96 | - |
+| MoS | 8 (of 4/8) | measured | 1,234,567 | 70.00 ▲ | 40.00 | 20.00 | 43.33 ▲ | - |
+| MoS | 4/8 | paper | 5.00M | 37.29 | 50.21 | 37.19 | 41.56 | - |
 
 ## Notes
 
 - A note.
 - MoS 4/8: reported `mos_r8`, chosen by Avg. over seeds. Avg.: `mos_r4` 28.33, `mos_r8` 43.33.
 - paper†: copied by the paper from PRoLoRA (Wang et al., 2024b).
+- One seed: the intervals and tests are over the items alone. They know nothing of how seeds vary, and another seed \
+may order the rows differently.
 """
     )
     assert "Holm-adjusted over the 4 comparisons of this table, 5% level. 2 of 4 are significant" in text
-    assert "- MoS 4/8 against `lora_r2`: Avg. +16.67, adjusted p = " in text
+    assert re.search(r"- MoS 4/8 against `lora_r2`: Avg. \+16.67 \(\+1\d.\d\d to \+\d+.\d\d\), adjusted p = ", text)
     assert "| MoS | 8 (of 4/8) | " in text.split("## 95% confidence intervals")[1]
 
 
@@ -101,7 +110,7 @@ def test_a_worse_row_is_marked_as_worse(paper: pd.DataFrame) -> None:
     pair = {"lora_r2": entry("lora_r2", 2, 70, 40), "mos_r4": entry("mos_r4", 4, 20, 40)}
     summary = summarise(ROWS, COLUMNS, pair, PER_TASK)
     text = render.markdown("T", ROWS, COLUMNS, summary, paper, HEAD, [])
-    assert "| MoS | 4 (of 4/8) | measured | 1,234,567 | 20.00 ▼ | 40.00 | 20.00 | 26.67 ▼ |" in text
+    assert "| MoS | 4 (of 4/8) | measured | 1,234,567 | 20.00 ▼ | 40.00 | 20.00 | 26.67 ▼ | - |" in text
 
 
 def test_seeds_give_mean_and_deviation_and_the_candidate_is_chosen_by_the_mean(paper: pd.DataFrame) -> None:
@@ -109,14 +118,45 @@ def test_seeds_give_mean_and_deviation_and_the_candidate_is_chosen_by_the_mean(p
     summary = summarise(ROWS, COLUMNS, found, PER_TASK)
     text = render.markdown("T", ROWS, COLUMNS, summary, paper, HEAD, [])
     assert (
-        "| MoS | 4 (of 4/8) | measured | 1,234,567 | 30.50 ± 0.71 | 50.50 ± 0.71 | 25.50 ± 0.71 | 35.50 ± 0.71 |"
+        "| MoS | 4 (of 4/8) | measured | 1,234,567 | 30.50 ± 0.71 | 50.50 ± 0.71 | 25.50 ± 0.71 | 35.50 ± 0.71 | - |"
         in text
     )
     assert "No paired test" in text
+    assert "- Intervals and tests are over seeds and items together." in text
+
+
+def test_a_lower_loss_is_better(paper: pd.DataFrame) -> None:
+    base, good, bad = (entry("x", 4, 30, 50, seeds=2, loss=loss) for loss in (1.5, 1.25, 1.75))
+    for found, mark, sign in ((good, "▲", "-"), (bad, "▼", "+")):
+        summary = summarise(ROWS, COLUMNS, {"lora_r2": base, "mos_r4": replace(found, method="mos_r4")}, PER_TASK)
+        text = render.markdown("T", ROWS, COLUMNS, summary, paper, HEAD, [])
+        assert f"| {found.scores[LOSS].mean():.4f} ± 0.0071 {mark} |" in text
+        assert f"Val. loss {sign}0.2500 (" in text
+        assert "1 of 5 are significant" in text
+
+
+def test_a_published_table_from_before_the_loss_shows_a_dash(paper: pd.DataFrame, entries: dict[str, Entry]) -> None:
+    summary = summarise(ROWS, COLUMNS, entries, PER_TASK)
+    old = summary[summary.column != LOSS]
+    shown = [*COLUMNS, "avg", LOSS]
+    assert render.grid_lines(ROWS, shown, old, paper) == render.grid_lines(ROWS, shown, summary, paper)
+    assert {line[-1] for line in render.interval_lines(ROWS, shown, old)} == {"-"}
+
+
+def test_an_average_that_leaves_a_column_out(paper: pd.DataFrame, entries: dict[str, Entry]) -> None:
+    kept = COLUMNS[1:]
+    without = {name: replace(found, averaged=kept) for name, found in entries.items()}
+    summary = summarise(ROWS, COLUMNS, without, PER_TASK)
+    lines = render.grid_lines(ROWS, [*COLUMNS, "avg"], summary, beside(paper, kept))
+    assert lines[0][-4:] == ["20.00", "40.00", "20.00", "30.00"]
+    assert lines[1][-4:] == ["36.22", "48.67", "35.70", "-"]  # the paper's average is over all of them
+    average = summary[(summary.column == "avg") & (summary.method == "lora_r2")].iloc[0]
+    assert (average.value, average.n_items) == (30.0, 40)
 
 
 def test_rows_on_other_items_are_not_compared(entries: dict[str, Entry]) -> None:
-    entries["lora_r2"].items["bbh"].index = [f"other {i}" for i in range(100)]
+    bbh = entries["lora_r2"].items["bbh"]
+    bbh.index = bbh.index.set_levels([f"other {i}" for i in range(100)], level="id")
     summary = summarise(ROWS, COLUMNS, entries, PER_TASK)
     tested = summary[summary.p.notna()]
     assert set(tested.column) == {"tydiqa_f1", "tydiqa_em"}  # neither BBH nor the average, of which BBH is a part
@@ -127,20 +167,21 @@ def test_csv_keeps_both_candidates_each_seed_and_the_paper(paper: pd.DataFrame) 
     summary = summarise(ROWS, COLUMNS, found, PER_TASK)
     frame = pd.read_csv(io.StringIO(render.csv("table2", summary, found, paper)), dtype=str, keep_default_na=False)
     measured, printed = frame[frame.source == "measured"], frame[frame.source == "paper"]
-    assert len(measured) == 2 * 4 * 3  # candidates x (columns and average) x (two seeds and their mean)
+    # candidates x (columns and average) x (two seeds and their mean), and the loss, which no seed has
+    assert len(measured) == 2 * (4 * 3 + 1)
     assert len(printed) == 3 * 4
     best = measured[(measured.method == "mos_r4") & (measured.column == "avg")].set_index("seed")
-    assert list(best.value) == ["35.5000", "35.0000", "36.0000"]
+    assert list(best.value) == ["35.500000", "35.000000", "36.000000"]
     assert list(best.won) == ["True"] * 3
-    assert best.loc["mean", "std"] == "0.7071"
+    assert best.loc["mean", "std"] == "0.707107"
     assert best.loc["mean", "n_items"] == "140"
-    assert list(printed[printed.label == "VeRA"].value) == ["35.1000", "48.3900", "36.3800", "39.9600"]
+    assert list(printed[printed.label == "VeRA"].value) == ["35.100000", "48.390000", "36.380000", "39.960000"]
 
 
 def test_the_same_scores_give_the_same_bytes(entries: dict[str, Entry], paper: pd.DataFrame) -> None:
     def everything() -> tuple[str, bytes]:
         summary = summarise(ROWS, COLUMNS, entries, PER_TASK)
-        return render.csv("t", summary, entries, paper), plot("t", ROWS, COLUMNS, summary, paper)
+        return render.csv("t", summary, entries, paper), plot("t", ROWS, summary, paper)
 
     first, second = everything(), everything()
     assert first == second
@@ -185,28 +226,30 @@ def test_a_row_or_column_that_the_paper_lacks_is_a_dash_everywhere(
     entries: dict[str, Entry], paper: pd.DataFrame
 ) -> None:
     rows = [ROWS[0], Row("MoS", "64", ("mos_r8",), "lora_r2")]
-    entries["mos_r8"].items["bbh"]["arc"] = entries["mos_r8"].scores["arc"] = 50.0
-    entries["lora_r2"].items["bbh"]["arc"] = entries["lora_r2"].scores["arc"] = 25.0
+    entries["mos_r8"].items["bbh"]["arc", 0] = entries["mos_r8"].scores["arc"] = 50.0
+    entries["lora_r2"].items["bbh"]["arc", 0] = entries["lora_r2"].scores["arc"] = 25.0
     columns = [*COLUMNS, "arc"]
+    entries = {name: replace(entries[name], averaged=columns) for name in ("lora_r2", "mos_r8")}
+    paper = beside(paper, columns)
     summary = summarise(rows, columns, entries, PER_TASK)
     text = render.markdown("T", rows, columns, summary, paper, HEAD | {"arc": "ARC"}, [])
-    assert "| MoS | 64 | paper | - | - | - | - | - | - |" in text
-    assert "| LoRA | 2 | paper† | 5.00M | 36.22 | 48.67 | 35.70 | - | - |" in text  # the average is over other columns
+    assert "| MoS | 64 | paper | - | - | - | - | - | - | - |" in text
+    assert "| LoRA | 2 | paper† | 5.00M | 36.22 | 48.67 | 35.70 | - | - | - |" in text  # an average of other columns
     frame = pd.read_csv(io.StringIO(render.csv("t", summary, entries, paper)), dtype=str)
     assert set(frame[frame.column == "arc"].source) == {"measured"}
-    assert plot("t", rows, columns, summary, paper).startswith(b"\x89PNG")
-    assert printed_point(paper, rows[1], columns) is None
+    assert plot("t", rows, summary, paper).startswith(b"\x89PNG")
+    assert printed_point(paper, rows[1]) is None
 
 
 def test_a_table_that_the_paper_lacks_has_no_printed_number(entries: dict[str, Entry]) -> None:
     paper = load_paper("my_own")
     summary = summarise(ROWS, COLUMNS, entries, PER_TASK)
     text = render.markdown("T", ROWS, COLUMNS, summary, paper, HEAD, [])
-    assert text.count("| paper | - | - | - | - | - |") == len(ROWS)
-    assert printed(paper, ROWS[0], "avg", COLUMNS) == "-"
+    assert text.count("| paper | - | - | - | - | - | - |") == len(ROWS)
+    assert printed(paper, ROWS[0], "avg") == "-"
     frame = pd.read_csv(io.StringIO(render.csv("my_own", summary, entries, paper)), dtype=str)
     assert set(frame.source) == {"measured"}
-    assert plot("t", ROWS, COLUMNS, summary, paper).startswith(b"\x89PNG")
+    assert plot("t", ROWS, summary, paper).startswith(b"\x89PNG")
 
 
 def test_a_failed_cell_is_a_dash_and_the_average_too(entries: dict[str, Entry], paper: pd.DataFrame) -> None:
@@ -214,8 +257,8 @@ def test_a_failed_cell_is_a_dash_and_the_average_too(entries: dict[str, Entry], 
     del entries["mos_r4"]
     summary = summarise(ROWS, COLUMNS, entries, PER_TASK)
     text = render.markdown("T", ROWS, COLUMNS, summary, paper, HEAD, [])
-    assert "| MoS | 8 (of 4/8) | measured | 1,234,567 | 70.00 ▲ | - | 20.00 | - |" in text
-    assert plot("t", ROWS, COLUMNS, summary, paper).startswith(b"\x89PNG")
+    assert "| MoS | 8 (of 4/8) | measured | 1,234,567 | 70.00 ▲ | - | 20.00 | - | - |" in text
+    assert plot("t", ROWS, summary, paper).startswith(b"\x89PNG")
 
 
 def test_no_profile_writes_its_tables_over_the_paper_s_numbers() -> None:
