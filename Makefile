@@ -90,6 +90,10 @@ bench: $(READY)  ## time and memory of MoS against LoRA, as ratios over sizes (s
 bench-eval: $(READY)  ## items per second against lm-evaluation-harness, adapters against merged checkpoints (needs a network once)
 	MAKE_PROFILE=smol $(RUN) bench_eval 'benchmark=[gsm8k,mmlu]'
 
+.PHONY: bench-serve
+bench-serve: $(READY)  ## serving MoS against the exported adapters and against vLLM alone, into docs/performance.md (12 minutes, idle)
+	$(PY) -m scripts.bench_serve
+
 .PHONY: docs
 docs: $(READY)  ## the documentation into site/; a warning fails it
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet

@@ -6,11 +6,13 @@ n = e * L * l shards (Sec. 3 of the paper).
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 POOL_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+NAMES = 1 << 14  # of layers, for which answers are kept: each adapter asks for those of the same model
 INDEX_DTYPES = (torch.int16, torch.int32, torch.int64)
 
 
@@ -67,6 +69,7 @@ class Adapter:
     pools: tuple[Pools, ...]
 
 
+@lru_cache(NAMES)
 def layer_type(name: str) -> str:
     """The name without its block numbers: layers of one type share pools.   layers.3.mlp.up -> layers.*.mlp.up"""
     return re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", name)

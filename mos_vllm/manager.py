@@ -1,6 +1,8 @@
 """vLLM's managers of adapters, with MoS adapters beside LoRA ones."""
 
 import time
+from collections.abc import Callable
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +17,7 @@ from vllm.lora.utils import get_adapter_absolute_path, parse_fine_tuned_lora_nam
 from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
-from mos_vllm.adapter import AdapterError
+from mos_vllm.adapter import NAMES, AdapterError
 from mos_vllm.held import Held, hold
 from mos_vllm.metrics import Counters
 from mos_vllm.options import GIB, read_options
@@ -250,11 +252,12 @@ class MosWorkerManager(LRUCacheWorkerLoRAManager):
         manager.counters.add(loads=1, load_seconds=time.perf_counter() - start)
         return held
 
-    def renamed(self, name: str) -> str:
+    @cached_property
+    def renamed(self) -> Callable[[str], str]:
         """vLLM's name of a layer, from PEFT's."""
         mapper = getattr(self._adapter_manager.model, "hf_to_vllm_mapper", None)
         renames = mapper.get_rename_mapper() if mapper is not None else None
-        return parse_fine_tuned_lora_name(f"{ROOT}{name}.lora_A.weight", renames)[0]
+        return lru_cache(NAMES)(lambda name: parse_fine_tuned_lora_name(f"{ROOT}{name}.lora_A.weight", renames)[0])
 
 
 def is_current(model: LoRAModel, request: LoRARequest) -> bool:
