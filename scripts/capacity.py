@@ -24,6 +24,7 @@ def main(cfg: DictConfig) -> None:
     from scripts.study.runs import Store
 
     store = Store(given())
+    store.check()
     results = finished(store) if cfg.dry else produce(store, cfg.workers)
     for path in render(store, results, Path(cfg.results_dir) / "capacity"):
         print(path)

@@ -9,9 +9,9 @@ import pandas as pd
 
 from data_prep import storage
 from scripts.study import figure, intervals, plan, summary
-from scripts.study.intervals import Estimate
+from scripts.study.intervals import Estimate, estimate
 from scripts.study.runs import Result, Run, Store
-from scripts.study.settings import StudySettings
+from scripts.study.settings import RowSettings, StudySettings
 from scripts.study.summary import Results
 
 PAPER = 8  # times: "approximately 8x parameter savings" (abstract, Sec. 4.2)
@@ -77,7 +77,8 @@ CLAIMS_NOTE = (
     "interval is above 0, and does not hold if it is below. Seeds needed, where one cannot tell: for the difference "
     "that was found, at 80% power. Verdicts are not corrected for their number."
 )
-DOUBLED = ["Rows", "Difference, points", "With twice the steps", "Order stays"]
+DOUBLED = ["Row", "Stored, %", "With twice the steps", "Bits per parameter", "With twice the steps"]
+PAIRS = ["Rows", "Difference in stored, points", "With twice the steps", "Order stays"]
 
 
 def _about(study: StudySettings, results: Results) -> str:
@@ -166,7 +167,8 @@ def _needed(differences: Sequence[float]) -> str:
 
 def _convergence(study: StudySettings, results: Results) -> Iterator[str]:
     pairs = summary.convergence(study, results)
-    yield _pipe(DOUBLED, (_pair(pair) for pair in pairs))
+    yield _pipe(DOUBLED, (_grown(study, study.row(label), results) for label in study.doubled))
+    yield _pipe(PAIRS, (_pair(pair) for pair in pairs))
     known = [pair for pair in pairs if pair.known]
     if not known:
         yield "Too few of these runs are finished to tell."
@@ -176,6 +178,13 @@ def _convergence(study: StudySettings, results: Results) -> Iterator[str]:
         yield f"**Not converged**: with twice the steps {', '.join(moved)} change places by more than their intervals."
     else:
         yield "No two of these rows change places by more than their intervals."
+
+
+def _grown(study: StudySettings, row: RowSettings, results: Results) -> Sequence[str]:
+    reached = [summary.by_seed(study, row, results, times).values() for times in (1, 2)]
+    stored = [_shown(estimate([summary.stored(study, r) for r in found]), 1) for found in reached]
+    bits = [_shown(estimate([r["bits_per_parameter"] for r in found]), 3) for found in reached]
+    return row.label, *stored, *bits
 
 
 def _pair(pair: summary.Convergence) -> Sequence[str]:

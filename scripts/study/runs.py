@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from data_prep import storage
 from scripts.cell import runs
+from scripts.command import EXPECTED, sentence
 from scripts.config import compose
 from scripts.study.settings import StudySettings
 
@@ -40,6 +41,20 @@ class Store:
         self.overrides = overrides
         self.study = StudySettings.of(compose(overrides).capacity)
         self._rows: dict[str, DictConfig] = {}
+
+    def check(self) -> None:
+        """Raise ValueError for a row that does not fit the base model, and for facts that it has too few tokens for."""
+        from scripts.cell.shapes import meta_model  # torch: only once the yaml is known to be right
+        from scripts.cost.parameters import trainable_parameters
+        from scripts.study.facts import draw
+
+        for row in self.study.rows:
+            try:
+                trainable_parameters(self._row(row.label))
+            except EXPECTED as error:
+                raise ValueError(f"The row '{row.label}' of capacity.rows is refused: {sentence(error)}") from error
+        model = self._row(self.study.rows[0].label).model
+        draw(self.study.facts, 0, meta_model(model).config.vocab_size)
 
     def config(self, run: Run) -> DictConfig:
         """The config that `run` is trained with."""

@@ -1,0 +1,99 @@
+"""The command: what is wrong is one sentence before anything is trained; after a kill it goes on."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from scripts import make
+from scripts.config import ROOT
+from scripts.study.runs import Store
+from scripts.variables import overrides
+
+ROW = "[{label: A, method: lora, overrides: ['method.r=1'], rate: 0.01}]"
+ONE_ROW = [f"capacity.rows={ROW}", "capacity.doubled=[]", "capacity.claims=[]", "capacity.parity=[]"]
+
+
+def ended(monkeypatch: pytest.MonkeyPatch, *given: str, **variables: str) -> str:
+    """What `make capacity` with these variables and overrides exits with."""
+    for name, text in {"PROFILE": "micro", **variables}.items():
+        monkeypatch.setenv(f"MAKE_{name}", text)
+    monkeypatch.setattr(sys, "argv", ["make", "capacity", *given])
+    with pytest.raises(SystemExit) as exit:
+        make.main()
+    return str(exit.value.code)
+
+
+def test_the_study_is_a_variable_of_make() -> None:
+    assert overrides({"MAKE_PROFILE": "micro", "MAKE_STUDY": "full"}) == ["profile=micro", "capacity=full"]
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (["capacity=half"], "error: Unknown capacity 'half'; choose one of full, quick."),
+        (["method=lora"], "error: method=lora would have no effect: each run has its own; use capacity.rows."),
+        (["seed=3"], "error: seed=3 would have no effect: each run has its own; use capacity.seeds."),
+        (
+            ["capacity.optimizer.steps=0"],
+            "error: capacity.optimizer.steps=0 is refused: input should be greater than 0",
+        ),
+        (["capacity.seeds=[1]"], "error: capacity.seeds=[1] is refused: value should have at least 2 items"),
+        (["capacity.facts.counts=3", "capacity=full"], "error: Could not override 'capacity.facts.counts'."),
+        (["capacity.search_seed=1"], "error: capacity.search_seed=1 is one of capacity.seeds"),
+        (["capacity.doubled=[LoRA 3]"], "error: capacity.rows has no row LoRA 3; there are "),
+        ([*ONE_ROW, "capacity.facts.values=900"], "error: capacity.facts needs the tokens 300 to 1199, but the base"),
+        ([*ONE_ROW, "capacity.facts.count=262145"], "error: capacity.facts.count=262145 needs more pairs"),
+        (
+            [*ONE_ROW, "capacity.targets=[dawn_proj]"],
+            "error: The row 'A' of capacity.rows is refused: Method lora adapts",
+        ),
+        (
+            [ONE_ROW[0].replace("lora", "mos_minus"), *ONE_ROW[1:]],
+            "error: The row 'A' of capacity.rows is refused: Unknown",
+        ),
+        (
+            [ONE_ROW[0].replace("lora", "vanilla_chat"), *ONE_ROW[1:]],
+            "error: The row 'A' of capacity.rows is refused: ",
+        ),
+        ([ONE_ROW[0].replace("r=1", "r=0"), *ONE_ROW[1:]], "error: The row 'A' of capacity.rows is refused: "),
+    ],
+)
+def test_what_is_wrong_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, given: list[str], sentence: str
+) -> None:
+    places = [f"{name}_dir={tmp_path / name}" for name in ("runs", "results", "cache")]
+    said = ended(monkeypatch, *places, *given)
+    assert said.startswith(sentence)
+    assert "\n" not in said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_after_a_kill_it_goes_on(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Killed with its workers while it trains; the same command then leaves the finished runs as they are."""
+    given = [
+        "profile=smol", "model=local", "model.name=tiny", f"model.source.path={tiny_checkpoint}", "workers=2",
+        *(f"{name}_dir={tmp_path / name}" for name in ("runs", "results", "cache")), "capacity=full", *ONE_ROW,
+        "capacity.facts={count: 40, first_token: 10, keys: 20, values: 8}", "capacity.optimizer.steps=30",
+    ]  # fmt: skip
+    command = [sys.executable, "-m", "scripts.capacity", *given]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
+    folder = tmp_path / "runs/capacity/tiny"
+    while len(list(folder.glob("*.json"))) < 3 and process.poll() is None:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    before = {path: path.read_bytes() for path in folder.glob("*.json")}
+    assert before
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    assert all(path.read_bytes() == content for path, content in before.items())
+    frame = pd.read_csv(tmp_path / "results/capacity/full.csv")
+    assert len(frame) == len(list(folder.glob("*.json"))) > len(before)
+    assert list(frame[frame.part == "reported"].seed) == Store(given).study.seeds
