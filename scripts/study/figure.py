@@ -35,6 +35,7 @@ def draw(lines: Sequence[Line], kind: str) -> bytes:
 def _panel(axes: Axes, lines: Sequence[Line], key: str, title: str) -> None:
     axes.set(xlabel="trainable parameters", ylabel=title, xscale="log")
     axes.grid(alpha=0.25)
+    axes.margins(x=0.12)  # room for the labels
     for name, colour in zip(dict.fromkeys(line.row.curve for line in lines if line.row.curve), CURVES, strict=False):
         own = sorted((line for line in lines if line.row.curve == name), key=lambda line: line.parameters or 0)
         _points(axes, own, key, {"color": colour, "marker": "o", "label": name, "zorder": 3}, 1.0)

@@ -1,11 +1,27 @@
 """What the yaml of a study may say: keys, types and ranges."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 from scripts.settings import Name, Names, Seeds, checked
+
+OWN = {"method": "rows", "seed": "seeds"}  # what each run has of its own, and where the study says it
+
+
+def refuse(overrides: Sequence[str]) -> None:
+    """Raise ValueError for an override that would have no effect, or that would pass another study off as a known one.
+
+    overrides: of the command line
+    """
+    keys = [override.lstrip("+~").partition("=")[0] for override in overrides]
+    for key, override in zip(keys, overrides, strict=True):
+        if (group := key.partition(".")[0]) in OWN:
+            raise ValueError(f"{override} would have no effect: each run has its own; use capacity.{OWN[group]}.")
+        if group == "capacity" != key and "capacity.name" not in keys:
+            raise ValueError(f"{override} makes another study; give it a name too, e.g. capacity.name=mine.")
 
 
 class FactsSettings(BaseModel):
@@ -60,7 +76,7 @@ class StudySettings(BaseModel):
     """The section `capacity`; `configs/capacity/full.yaml` says what each setting is."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-    name: Name
+    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]  # of its files
     targets: Names | Name
     facts: FactsSettings
     optimizer: OptimizerSettings

@@ -16,7 +16,8 @@ from scripts.study.runs import Store
 from scripts.variables import overrides
 
 ROW = "[{label: A, method: lora, overrides: ['method.r=1'], rate: 0.01}]"
-ONE_ROW = [f"capacity.rows={ROW}", "capacity.doubled=[]", "capacity.claims=[]", "capacity.parity=[]"]
+NAMED = ["capacity.name=mine"]
+ONE_ROW = [*NAMED, f"capacity.rows={ROW}", "capacity.doubled=[]", "capacity.claims=[]", "capacity.parity=[]"]
 
 
 def ended(monkeypatch: pytest.MonkeyPatch, *given: str, **variables: str) -> str:
@@ -38,15 +39,18 @@ def test_the_study_is_a_variable_of_make() -> None:
     [
         (["capacity=half"], "error: Unknown capacity 'half'; choose one of full, quick."),
         (["method=lora"], "error: method=lora would have no effect: each run has its own; use capacity.rows."),
+        (["method.r=3"], "error: method.r=3 would have no effect: each run has its own; use capacity.rows."),
+        (["capacity.facts.count=9"], "error: capacity.facts.count=9 makes another study; give it a name too, e.g. "),
+        (["capacity.name=a/b"], "error: capacity.name=a/b is refused: "),
         (["seed=3"], "error: seed=3 would have no effect: each run has its own; use capacity.seeds."),
         (
-            ["capacity.optimizer.steps=0"],
+            [*NAMED, "capacity.optimizer.steps=0"],
             "error: capacity.optimizer.steps=0 is refused: input should be greater than 0",
         ),
-        (["capacity.seeds=[1]"], "error: capacity.seeds=[1] is refused: value should have at least 2 items"),
-        (["capacity.facts.counts=3", "capacity=full"], "error: Could not override 'capacity.facts.counts'."),
-        (["capacity.search_seed=1"], "error: capacity.search_seed=1 is one of capacity.seeds"),
-        (["capacity.doubled=[LoRA 3]"], "error: capacity.rows has no row LoRA 3; there are "),
+        ([*NAMED, "capacity.seeds=[1]"], "error: capacity.seeds=[1] is refused: value should have at least 2 items"),
+        ([*NAMED, "capacity.facts.counts=3", "capacity=full"], "error: Could not override 'capacity.facts.counts'."),
+        ([*NAMED, "capacity.search_seed=1"], "error: capacity.search_seed=1 is one of capacity.seeds"),
+        ([*NAMED, "capacity.doubled=[LoRA 3]"], "error: capacity.rows has no row LoRA 3; there are "),
         ([*ONE_ROW, "capacity.facts.values=900"], "error: capacity.facts needs the tokens 300 to 1199, but the base"),
         ([*ONE_ROW, "capacity.facts.count=262145"], "error: capacity.facts.count=262145 needs more pairs"),
         (
@@ -54,14 +58,14 @@ def test_the_study_is_a_variable_of_make() -> None:
             "error: The row 'A' of capacity.rows is refused: Method lora adapts",
         ),
         (
-            [ONE_ROW[0].replace("lora", "mos_minus"), *ONE_ROW[1:]],
+            [*NAMED, ONE_ROW[1].replace("lora", "mos_minus"), *ONE_ROW[2:]],
             "error: The row 'A' of capacity.rows is refused: Unknown",
         ),
         (
-            [ONE_ROW[0].replace("lora", "vanilla_chat"), *ONE_ROW[1:]],
+            [*NAMED, ONE_ROW[1].replace("lora", "vanilla_chat"), *ONE_ROW[2:]],
             "error: The row 'A' of capacity.rows is refused: ",
         ),
-        ([ONE_ROW[0].replace("r=1", "r=0"), *ONE_ROW[1:]], "error: The row 'A' of capacity.rows is refused: "),
+        ([*NAMED, ONE_ROW[1].replace("r=1", "r=0"), *ONE_ROW[2:]], "error: The row 'A' of capacity.rows is refused: "),
     ],
 )
 def test_what_is_wrong_is_one_sentence(
@@ -94,6 +98,14 @@ def test_after_a_kill_it_goes_on(tiny_checkpoint: Path, tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     assert all(path.read_bytes() == content for path, content in before.items())
-    frame = pd.read_csv(tmp_path / "results/capacity/full.csv")
+    frame = pd.read_csv(tmp_path / "results/capacity/tiny/mine.csv")
     assert len(frame) == len(list(folder.glob("*.json"))) > len(before)
     assert list(frame[frame.part == "reported"].seed) == Store(given).study.seeds
+
+
+def test_the_rates_of_quick_are_those_that_the_full_study_chose() -> None:
+    found = pd.read_csv(ROOT / "results/capacity/micro_7b/full.csv")
+    searched = found[found.part == "search"].sort_values("rate").sort_values("bits_per_parameter", kind="stable")
+    chosen = dict(zip(searched.label, searched.rate, strict=True))  # the last of each label counts
+    quick = Store(["capacity=quick", "profile=micro"]).study
+    assert {row.label: row.rate for row in quick.rows} == {row.label: chosen[row.label] for row in quick.rows}
