@@ -73,6 +73,10 @@ capacity: $(READY)  ## facts stored per trainable parameter, in results/capacity
 serve-plan: $(READY)  ## how many adapters a node serves, e.g. MODEL=llama2_70b GPU=h200:8 R=16 E=2 (docs/serving.md)
 	$(PY) -m scripts.serve_plan $(or $(MODEL),llama2_70b) --gpu $(or $(GPU),h200:8) -r $(or $(R),16) -e $(or $(E),2)
 
+.PHONY: serve-demo
+serve-demo: $(READY)  ## a thousand MoS adapters in one vLLM server, asked for by name: three minutes on a laptop
+	$(PY) -m scripts.serve_demo
+
 .PHONY: report dashboard publish readme
 report: $(READY)  ## one self-contained page of a profile's tables, plots and loss curves: report/<profile>.html
 	$(RUN) report

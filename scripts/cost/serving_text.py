@@ -57,7 +57,11 @@ def render(model: str, found: Plan) -> str:
 
 
 def draw(model: str, found: Plan, path: Path) -> None:
-    """Memory of the hosts against the number of adapters, one line for each way of serving; .svg, .png or .pdf."""
+    """Memory of the hosts against the number of adapters, one line for each way of serving; .svg, .png or .pdf.
+
+    The same plan gives the same SVG file, byte for byte.
+    """
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4), layout="constrained")
@@ -68,7 +72,7 @@ def draw(model: str, found: Plan, path: Path) -> None:
     axes.set(xlabel="adapters", ylabel="memory (GB, bfloat16)", title=f"Adapters of {model} held by a server")
     axes.grid(alpha=0.3)
     axes.legend()
-    with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
+    with tempfile.TemporaryDirectory(dir=path.parent) as temporary, rc_context({"svg.hashsalt": model}):
         complete = Path(temporary) / path.name
         figure.savefig(complete, metadata={"Date": None} if path.suffix == ".svg" else None)
         complete.replace(path)

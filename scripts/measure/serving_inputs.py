@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from data_prep.storage import digest, made_once
 DISTINCT = 50  # adapters with weights of their own; the others are further names of these files
 HEAD = 32
 VOCABULARY = 512
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 FORMS = ("mos", "packed", "lora")  # as saved, in the quick-reading form, exported
 
 
@@ -51,6 +52,17 @@ def prepared(case: Case, cache_dir: Path) -> Path:
     return made_once(cache_dir / "bench-serve" / digest(asdict(case))[:12], lambda folder: make(folder, case))
 
 
+def thousand(case: Case, cache_dir: Path) -> Path:
+    """Like `prepared`, but each MoS adapter has weights of its own, and only the first is packed and exported."""
+
+    def fill(folder: Path) -> None:
+        make(folder, replace(case, adapters=1))
+        for number in range(1, case.adapters):
+            vary(folder / "mos" / "0", folder / "mos" / str(number), number)
+
+    return made_once(cache_dir / "serve-demo" / digest(asdict(case))[:12], fill)
+
+
 def make(folder: Path, case: Case) -> None:
     import torch
     from tokenizers import Tokenizer, models
@@ -68,10 +80,8 @@ def make(folder: Path, case: Case) -> None:
 
 
 def make_adapters(folder: Path, model: Any, case: Case) -> None:
-    """The adapters that differ, in each form. All have the indices of one seed, as those of one recipe do."""
-    import torch
+    """The adapters that differ, in each form."""
     from peft import get_peft_model
-    from safetensors.torch import load_file, save_file
 
     import mos
     from mos.common.model import LINEAR_LAYERS
@@ -84,21 +94,27 @@ def make_adapters(folder: Path, model: Any, case: Case) -> None:
         target_modules=LINEAR_LAYERS,
         task_type="CAUSAL_LM",
     )
-    first = folder / "mos" / "0"
-    get_peft_model(model, config).save_pretrained(str(first))
-    tensors = load_file(first / "adapter_model.safetensors")
+    get_peft_model(model, config).save_pretrained(str(folder / "unchanged"))
     for number in range(min(DISTINCT, case.adapters)):
-        here, generator = folder / "mos" / str(number), torch.Generator().manual_seed(number)
-        here.mkdir(exist_ok=True)
-        if number:
-            shutil.copy(first / "adapter_config.json", here)
-        random = {
-            name: torch.randn(tensor.shape, generator=generator) * 0.02 if name.endswith(("mos_A", "mos_B")) else tensor
-            for name, tensor in tensors.items()
-        }
-        save_file(random, here / "adapter_model.safetensors", metadata={"format": "pt"})
+        here = vary(folder / "unchanged", folder / "mos" / str(number), number)
         mos.export_lora(here, folder / "lora" / str(number))
         pack(shutil.copytree(here, folder / "packed" / str(number)))
+
+
+def vary(adapter: Path, other: Path, seed: int) -> Path:
+    """Write `other` with random pools. Its indices stay: adapters of one recipe have those of one seed."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {
+        name: torch.randn(tensor.shape, generator=generator) * 0.02 if name.endswith(("mos_A", "mos_B")) else tensor
+        for name, tensor in load_file(adapter / WEIGHTS).items()
+    }
+    other.mkdir(parents=True)
+    shutil.copy(adapter / CONFIG, other)
+    save_file(tensors, other / WEIGHTS, metadata={"format": "pt"})
+    return other
 
 
 def name_again(folder: Path, other: Path) -> None:

@@ -1,5 +1,7 @@
 """The capacity plan counts what the paper and the server count."""
 
+import re
+
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -9,7 +11,7 @@ from mos_vllm.adapter import Adapter, Pools
 from mos_vllm.held import hold
 from mos_vllm.stack import Stack
 from scripts.cell.shapes import meta_model
-from scripts.config import CONFIGS
+from scripts.config import CONFIGS, ROOT
 from scripts.cost.serving import Gpu, LayerType, factors, indices, layer_types, plan, pools
 from scripts.cost.serving_text import parse_gpu
 from scripts.serve_plan import main
@@ -84,6 +86,13 @@ def test_the_picture_names_each_way_of_serving(tmp_path, capsys):
     drawn = (tmp_path / "memory.svg").read_text(encoding="utf-8")
     assert all(f"<!-- {label} -->" in drawn for label in ("MoS r=16 e=2", "LoRA 16", "LoRA 64"))
     assert [path.name for path in tmp_path.iterdir()] == ["memory.svg"]
+
+
+def test_the_picture_of_the_page_is_what_its_command_draws(tmp_path, capsys):
+    page = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    [command] = re.findall(r"python -m scripts.serve_plan (.*) --plot docs/serving.svg", page)
+    main([*command.split(), "--plot", str(tmp_path / "serving.svg")])
+    assert (tmp_path / "serving.svg").read_bytes() == (ROOT / "docs" / "serving.svg").read_bytes()
 
 
 @pytest.mark.parametrize("text", ["h300:8", "h200:0", "h200:x", ":8", "h200:8:1"])
