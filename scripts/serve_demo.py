@@ -45,7 +45,9 @@ def main(arguments: list[str] | None = None) -> None:
             seconds, metrics = time.monotonic() - begun, server.metrics()
         print(f"\n\n{summed(answers, seconds, metrics, tensor_bytes(folder / 'lora' / '0' / WEIGHTS))}")
     except KeyboardInterrupt:
-        print("\nStopped.")
+        sys.exit("\nStopped before any request.")
+    if errors := [answer.error for answer in answers if answer.error]:
+        sys.exit(f"error: {len(errors)} of {len(answers)} requests failed, the first with: {errors[0]}")
 
 
 if __name__ == "__main__":

@@ -21,26 +21,29 @@ class Sizes:
     """The sizes of a bench.
 
     small: a base where reading and bookkeeping are measured; large: one where the model's own products have to count.
-    Of each the blocks and the hidden size, and r and e of the adapters.
+    Of each the blocks and the hidden size, r and e of the adapters, the requests of a round, and tokens of a prompt.
     shards: l; slots: max_loras, and clients that ask at the same time
     adapters: names of the Zipf stream; registered: what many adapters are for the time of a step
-    rounds: of each comparison; requests: of a round; tokens: of an answer; cold: adapters that are read from files
+    rounds: of each comparison; tokens: of an answer; cold: adapters that are read from files
     """
 
     small_blocks: int = 8
     small_hidden: int = 256
     small_r: int = 32
     small_e: int = 8
+    small_requests: int = 96
+    small_prompt: int = 16
     large_blocks: int = 7
     large_hidden: int = 1024
     large_r: int = 8
     large_e: int = 2
+    large_requests: int = 32
+    large_prompt: int = 64
     shards: int = 4
     slots: int = 16
     adapters: int = 1000
     registered: int = 10_000
     rounds: int = 6
-    requests: int = 64
     tokens: int = 16
     cold: int = 100
 

@@ -13,11 +13,13 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+from scripts.config import ROOT
 from scripts.measure.harness import name_vllm
 from scripts.measure.serving_bench import zipf
 from scripts.measure.serving_inputs import Case
@@ -37,6 +39,7 @@ class Server:
         """folder: as `serving_inputs.thousand` makes it; on_host: max_cpu_loras; slots: max_loras"""
         self._packages = tempfile.TemporaryDirectory()
         name_vllm(Path(self._packages.name))
+        name_plugin(Path(self._packages.name))
         self.log = Path(self._packages.name) / "server.log"
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
@@ -97,6 +100,15 @@ class Server:
         self.process.wait()
 
 
+def name_plugin(packages: Path) -> None:
+    """vLLM finds plugins by the entry points of distributions; where this one is not installed, an empty one has it."""
+    if not entry_points(group="vllm.general_plugins", name="mos"):
+        named = packages / "mos_peft_here-0.dist-info"
+        named.mkdir()
+        (named / "METADATA").write_text("Metadata-Version: 2.1\nName: mos-peft-here\nVersion: 0\n", encoding="utf-8")
+        (named / "entry_points.txt").write_text("[vllm.general_plugins]\nmos = mos_vllm:register\n", encoding="utf-8")
+
+
 def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -109,7 +121,7 @@ def variables(adapters: Path, packages: Path) -> dict[str, str]:
 
     from eval.engines.environment import cpu_environment
 
-    path = os.pathsep.join(filter(None, [str(packages), os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [str(ROOT), str(packages), os.environ.get("PYTHONPATH")]))
     given = {
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_LORA_RESOLVER_CACHE_DIR": str(adapters), "PYTHONPATH": path,
         "VLLM_NO_USAGE_STATS": "1", "VLLM_WORKER_MULTIPROC_METHOD": "spawn",

@@ -13,7 +13,7 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, Self, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
-PROMPT = 16  # tokens of a request
+SHORT = 16  # tokens of a prompt where the time of a single step is measured
 
 
 class Settings(NamedTuple):
@@ -108,12 +108,12 @@ def sampling(tokens: int) -> Any:
     )
 
 
-def prompts(seed: int, count: int) -> Iterator[Any]:
+def prompts(seed: int, count: int, tokens: int) -> Iterator[Any]:
     """Random tokens, the same in each engine."""
     import numpy as np
     from vllm import TokensPrompt
 
-    ids = np.random.default_rng(seed).integers(3, 500, (count, PROMPT)).tolist()
+    ids = np.random.default_rng(seed).integers(3, 500, (count, tokens)).tolist()
     return (TokensPrompt(prompt_token_ids=each) for each in ids)
 
 
@@ -155,7 +155,7 @@ def into_slot(served: Served, folder: Path) -> float:
 
 def first_token(served: Served, folder: Path) -> float:
     """Seconds from a request for an adapter that the engine does not know, to the first token."""
-    [prompt] = prompts(0, 1)
+    [prompt] = prompts(0, 1, SHORT)
     adapter = served.adapter(folder)
     begun = time.perf_counter()
     served.llm.generate([prompt], sampling(1), lora_request=[adapter], use_tqdm=False)
@@ -182,7 +182,7 @@ def step_seconds(served: Served, folders: Sequence[Path], registered: int, steps
         other = copy.copy(model)
         other.id = number
         manager.add_adapter(other)
-    for number, (folder, prompt) in enumerate(zip(folders, prompts(0, len(folders)), strict=True)):
+    for number, (folder, prompt) in enumerate(zip(folders, prompts(0, len(folders), SHORT), strict=True)):
         served.engine.add_request(str(number), prompt, sampling(steps + 2), lora_request=served.adapter(folder))
     times = []
     while served.engine.has_unfinished_requests():
@@ -201,21 +201,23 @@ class Streamed(NamedTuple):
     first: list[float]
 
 
-def stream(served: Served, asked: Sequence[Path | None], seed: int, tokens: int, together: int) -> Streamed:
+def stream(
+    served: Served, asked: Sequence[Path | None], *, seed: int, prompt: int, tokens: int, together: int
+) -> Streamed:
     """Answer a request for each of `asked` (None: no adapter); `together` clients, each of which waits for its answer.
 
-    tokens: of each answer
+    prompt, tokens: of each request and of each answer
     """
     engine = served.engine
     sent: dict[str, float] = {}
     first: dict[str, float] = {}
-    waiting = iter(enumerate(zip(asked, prompts(seed, len(asked)), strict=True)))
+    waiting = iter(enumerate(zip(asked, prompts(seed, len(asked), prompt), strict=True)))
     begun, unfinished = time.perf_counter(), 0
     while True:
         while unfinished < together and (following := next(waiting, None)):
-            number, (folder, prompt) = following
+            number, (folder, ids) = following
             sent[str(number)] = time.perf_counter()
-            engine.add_request(str(number), prompt, sampling(tokens), lora_request=served.adapter(folder))
+            engine.add_request(str(number), ids, sampling(tokens), lora_request=served.adapter(folder))
             unfinished += 1
         if not unfinished:
             break

@@ -85,28 +85,32 @@ def registered(bench: Bench) -> list[Measured]:
         return [*rows, compared("vLLM alone, LoRA", alone, "lora", None)]
 
 
-def streaming(bench: Bench, engine: Engine, asked: Callable[[int], Sequence[Path | None]], turn: int) -> Streamed:
+def streaming(
+    bench: Bench, engine: Engine, prompt: int, asked: Callable[[int], Sequence[Path | None]], turn: int
+) -> Streamed:
     sizes = bench.sizes
-    return engine.ask(ask.stream, asked(turn), turn, sizes.tokens, sizes.slots)
+    return engine.ask(ask.stream, asked(turn), seed=turn, prompt=prompt, tokens=sizes.tokens, together=sizes.slots)
 
 
-def rate(bench: Bench, rounds: Sequence[Streamed]) -> list[float]:
+def rate(rounds: Sequence[Streamed]) -> list[float]:
     """Requests a second of each round."""
-    return [bench.sizes.requests / each.seconds for each in rounds]
+    return [len(each.first) / each.seconds for each in rounds]
 
 
 def many(bench: Bench) -> list[Measured]:
     sizes = bench.sizes
 
     def drawn(turn: int) -> list[Path]:
-        return bench.folders(sizes.large, "mos", zipf(turn, sizes.requests, sizes.adapters))
+        return bench.folders(sizes.large, "mos", zipf(turn, sizes.large_requests, sizes.adapters))
 
     def single(turn: int) -> list[Path]:
-        return bench.folders(sizes.large, "mos", [0] * sizes.requests)
+        return bench.folders(sizes.large, "mos", [0] * sizes.large_requests)
 
     arms = {"many": drawn, "one": single}
-    found = in_turns(sizes.rounds, {name: partial(streaming, bench, bench.large, arms[name]) for name in arms})
-    thousand, one = (rate(bench, found[name]) for name in ("many", "one"))
+    found = in_turns(
+        sizes.rounds, {name: partial(streaming, bench, bench.large, sizes.large_prompt, arms[name]) for name in arms}
+    )
+    thousand, one = (rate(found[name]) for name in ("many", "one"))
     figure = f"Throughput with {sizes.adapters:,} adapters (Zipf 1.0) / with one, same requests"
     detail = f"{median(thousand):.2f} / {median(one):.2f} requests/s"
     return [Measured(figure, neighbours(thousand, one), detail, 0.9, at_least=True)]
@@ -119,7 +123,7 @@ def memory(bench: Bench) -> list[Measured]:
     fitting = max(sizes.adapters * one // other, sizes.slots)
 
     def drawn(form: str, turn: int) -> list[Path]:
-        return bench.folders(sizes.small, form, zipf(turn, sizes.requests, sizes.adapters))
+        return bench.folders(sizes.small, form, zipf(turn, sizes.small_requests, sizes.adapters))
 
     with bench.engine(sizes.small, on_host=fitting) as exporting:
         # the adapters that are asked for most, the first of them used last
@@ -127,9 +131,12 @@ def memory(bench: Bench) -> list[Measured]:
         arms = {"mos": bench.small, "lora": exporting}
         found = in_turns(
             sizes.rounds,
-            {form: partial(streaming, bench, engine, partial(drawn, form)) for form, engine in arms.items()},
+            {
+                form: partial(streaming, bench, engine, sizes.small_prompt, partial(drawn, form))
+                for form, engine in arms.items()
+            },
         )
-    native, exported = (rate(bench, found[form]) for form in arms)
+    native, exported = (rate(found[form]) for form in arms)
     held = f"{sizes.adapters:,} adapters on the host / {fitting:,} of them"
     tails = {form: [float(np.percentile(each.first, 99)) for each in found[form]] for form in arms}
     waits = " / ".join(f"{1e3 * median(tails[form]):.0f}" for form in arms)
@@ -155,7 +162,7 @@ def idle(bench: Bench) -> list[Measured]:
     lora = bench.folders(sizes.large, "lora", range(ACTIVE))
 
     def asked(adapters: Sequence[Path | None], turn: int) -> list[Path | None]:
-        return [adapters[number % len(adapters)] for number in range(sizes.requests)]
+        return [adapters[number % len(adapters)] for number in range(sizes.large_requests)]
 
     rows = []
     with bench.engine(sizes.large, plugin=False) as alone:
@@ -163,11 +170,14 @@ def idle(bench: Bench) -> list[Measured]:
             arms = {"mos": bench.large, "alone": alone}
             found = in_turns(
                 sizes.rounds,
-                {arm: partial(streaming, bench, engine, partial(asked, adapters)) for arm, engine in arms.items()},
+                {
+                    arm: partial(streaming, bench, engine, sizes.large_prompt, partial(asked, adapters))
+                    for arm, engine in arms.items()
+                },
             )
             ours, theirs = ([each.seconds for each in found[arm]] for arm in arms)
             figure = f"Time of requests with {name}: a MoS server / vLLM without the plugin"
-            detail = f"{median(ours):.2f} / {median(theirs):.2f} s for {sizes.requests} requests"
+            detail = f"{median(ours):.2f} / {median(theirs):.2f} s for {sizes.large_requests} requests"
             rows.append(Measured(figure, neighbours(ours, theirs), detail, 1.0))
     return rows
 

@@ -12,7 +12,6 @@ from data_prep.code import code_key
 from data_prep.storage import write_json
 from scripts.cell.provenance import provenance
 from scripts.measure.serving_bench import Measured, Sizes
-from scripts.measure.serving_engine import PROMPT
 from scripts.measure.training import Ratio
 
 MARKED = re.compile(r"(<!-- make bench-serve -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -54,15 +53,19 @@ def cells(row: Measured) -> tuple[str, ...]:
 def described(sizes: Sizes) -> str:
     """The sizes and the machine, for the line above the table."""
     hardware = provenance()["hardware"]
-    cases = " and ".join(
-        f"{name}: {case.blocks} blocks of hidden {case.hidden}, adapters with r={case.rank}, e={case.equivalent_rank}"
-        for name, case in (("small", sizes.small), ("large", sizes.large))
+    cases = "; ".join(
+        f"{name}: {case.blocks} blocks of hidden {case.hidden}, adapters with r={case.rank}, e={case.equivalent_rank}, "
+        f"rounds of {requests} requests with {prompt} tokens"
+        for name, case, requests, prompt in (
+            ("small", sizes.small, sizes.small_requests, sizes.small_prompt),
+            ("large", sizes.large, sizes.large_requests, sizes.large_prompt),
+        )
     )
     return (
         f"{hardware['cpu']}, one thread, {hardware['memory_gib']:.0f} GiB, no GPU. Two random Llamas in float32 "
-        f"({cases}; l={sizes.shards}, all linear layers). {sizes.slots} slots and as many clients; {sizes.rounds} "
-        f"rounds of {sizes.requests} requests, each with {PROMPT} tokens in and {sizes.tokens} out; {sizes.cold} "
-        "cold adapters."
+        f"({cases}). All linear layers, l={sizes.shards}. {sizes.slots} slots and as many clients, answers of "
+        f"{sizes.tokens} tokens, {sizes.rounds} rounds, {sizes.cold} cold adapters. Throughput with many adapters, and "
+        "a server without MoS requests, are measured on the large one; all else on the small one."
     )
 
 

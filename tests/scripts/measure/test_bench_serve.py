@@ -124,7 +124,7 @@ def test_every_figure_is_measured(tmp_path):
     pytest.importorskip("vllm", reason="vLLM is not installed")
     sizes = {
         "small-hidden": 64, "small-r": 8, "small-e": 2, "large-hidden": 64, "adapters": 30, "registered": 50,
-        "slots": 4, "rounds": 2, "requests": 12, "tokens": 3, "cold": 4,
+        "slots": 4, "rounds": 2, "small-requests": 12, "large-requests": 12, "tokens": 3, "cold": 4,
     }  # fmt: skip
     options = [part for name, size in sizes.items() for part in (f"--{name}", str(size))]
     places = ["--out", str(tmp_path / "results"), "--cache-dir", str(tmp_path / "cache")]
