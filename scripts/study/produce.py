@@ -45,10 +45,12 @@ def produce(store: Store, workers: int) -> dict[Run, Result]:
 def train_one(overrides: tuple[str, ...], run: Run) -> Result:
     """Train one run and write its result, in a process of its own."""
     import torch  # after `start_worker` has said how many threads it gets
+    from transformers.utils.logging import disable_progress_bar
 
     from scripts.study.training import train
 
     torch.set_num_threads(1)
+    disable_progress_bar()  # one for each time the base model is loaded
     store = _store(overrides)
     result = train(store.config(run), store.study, run)
     store.save(run, result)

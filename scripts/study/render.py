@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from data_prep import storage
-from scripts.study import figure, intervals, plan, summary
+from scripts.study import figure, intervals, summary
 from scripts.study.intervals import Estimate, estimate
 from scripts.study.runs import Result, Run, Store
 from scripts.study.settings import RowSettings, StudySettings
@@ -24,10 +24,9 @@ COLUMNS = [
 def render(store: Store, results: Results, folder: Path) -> list[Path]:
     """Write `<study>.md`, `.csv`, `.svg` and `.png` into `folder`; returns their paths."""
     study = store.study
-    model = store.config(next(iter(plan.ready(study, {})))).model.name
     stem = folder / study.name
     storage.write_text(stem.with_suffix(".csv"), runs_csv(study, results))
-    storage.write_text(stem.with_suffix(".md"), markdown(study, results, model))
+    storage.write_text(stem.with_suffix(".md"), markdown(study, results, store.model))
     for kind in ("svg", "png"):
         storage.write_bytes(stem.with_suffix(f".{kind}"), figure.draw(summary.lines(study, results), kind))
     return [stem.with_suffix(f".{kind}") for kind in ("md", "csv", "svg", "png")]
@@ -216,17 +215,19 @@ def _run(study: StudySettings, run: Run, result: Result) -> dict[str, Any]:
     return {
         **result,
         **hardware,
-        "part": "search"
-        if run.seed == study.search_seed
-        else "reported"
-        if run.steps == study.optimizer.steps
-        else "doubled",
+        "part": _part(study, run),
         "label": run.label,
         "git": origin["git"],
         "python": origin["python"],
         "versions": versions,
         "code": code,
     }
+
+
+def _part(study: StudySettings, run: Run) -> str:
+    if run.seed == study.search_seed:
+        return "search"
+    return "reported" if run.steps == study.optimizer.steps else "doubled"
 
 
 def _shown(found: Estimate, digits: int) -> str:

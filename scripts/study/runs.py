@@ -42,6 +42,11 @@ class Store:
         self.study = StudySettings.of(compose(overrides).capacity)
         self._rows: dict[str, DictConfig] = {}
 
+    @property
+    def model(self) -> str:
+        """The name of the base model."""
+        return str(self._row(self.study.rows[0].label).model.name)
+
     def check(self) -> None:
         """Raise ValueError for a row that does not fit the base model, and for facts that it has too few tokens for."""
         from scripts.cell.shapes import meta_model  # torch: only once the yaml is known to be right

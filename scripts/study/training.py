@@ -101,10 +101,8 @@ def rate_at(step: int, steps: int, warmup: float) -> float:
 def logits(model: PeftModel, head: Tensor, keys: Tensor) -> Tensor:
     """Logits (b, v) of the value tokens after the two key tokens (b, 2)."""
     base: Any = model.get_base_model()
-    hidden = base.get_decoder()(input_ids=keys, use_cache=False).last_hidden_state[
-        :, -1
-    ]  # (b, 2, hidden) -> (b, hidden)
-    return linear(hidden, head)  # (b, hidden) (hidden, v) -> (b, v)
+    states = base.get_decoder()(input_ids=keys, use_cache=False).last_hidden_state  # (b, 2, hidden)
+    return linear(states[:, -1], head)  # (b, hidden) (hidden, v) -> (b, v)
 
 
 @torch.no_grad()

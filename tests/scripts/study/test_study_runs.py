@@ -88,6 +88,16 @@ def test_a_run_is_named_by_what_it_is(overrides: list[str]) -> None:
     assert Store([*overrides, "capacity.name=other", "workers=7"]).path(run) == store.path(run)
 
 
+def test_the_seed_of_a_run_draws_its_indices(overrides: list[str]) -> None:
+    store = Store(overrides)
+    drawn = []
+    for seed in (1, 2):
+        model = training.adapted(store.config(Run("MoS", seed, 0.01, 6)))
+        drawn.append({name: buffer.tolist() for name, buffer in model.named_buffers() if "mos_index" in name})
+    assert drawn[0].keys() == drawn[1].keys() != set()
+    assert drawn[0] != drawn[1]
+
+
 @pytest.mark.parametrize(
     "change",
     [
