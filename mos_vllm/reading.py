@@ -2,6 +2,7 @@
 
 import json
 import math
+import stat
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,14 +39,24 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The settings in an adapter folder, of whatever method.
 
     Raises:
-        FileNotFoundError: there is no adapter_config.json.
-        AdapterError: it is not a JSON object.
+        FileNotFoundError, NotADirectoryError: there is no adapter_config.json.
+        AdapterError: it cannot be read, or is not a JSON object.
     """
     path = folder / CONFIG
-    if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise AdapterError(folder, f"has an {CONFIG} of {path.stat().st_size} bytes, which is no configuration.")
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except (OSError, ValueError) as error:  # a circle of links, a name that is too long, or with a NUL
+        raise AdapterError(folder, f"cannot be read: {error}.") from error
+    if not stat.S_ISREG(status.st_mode):  # reading a pipe or a device may never end
+        raise AdapterError(folder, f"has a folder, a pipe or a device in place of {CONFIG}.")
+    if status.st_size > MAX_CONFIG_BYTES:
+        raise AdapterError(folder, f"has an {CONFIG} of {status.st_size} bytes, which is no configuration.")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise AdapterError(folder, f"has an {CONFIG} that cannot be read: {error}.") from error
     except (ValueError, RecursionError) as error:
         raise AdapterError(folder, f"has an {CONFIG} that is not JSON: {error}.") from error
     if not isinstance(config, dict):
@@ -73,8 +84,8 @@ def sub_folder(root: Path, name: str) -> Path | None:
 
 def stamp(folder: Path) -> Stamp:
     """Changes when a file of the adapter is replaced or rewritten: inode, size and time of each."""
-    stats = [(folder / name).stat() for name in (CONFIG, WEIGHTS, PACKED) if (folder / name).exists()]
-    return tuple((stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats)
+    found = [(folder / name).stat() for name in (CONFIG, WEIGHTS, PACKED) if (folder / name).exists()]
+    return tuple((each.st_ino, each.st_size, each.st_mtime_ns) for each in found)
 
 
 @dataclass(frozen=True)
@@ -114,6 +125,8 @@ def read(folder: Path, max_rank: int | None = None) -> Adapter:
     if not weights.exists() and not packed.exists():
         raise AdapterError(folder, f"holds no {WEIGHTS}: MoS adapters are loaded from safetensors only.")
     source = packed if is_current(packed, weights) else weights
+    if not source.is_file():
+        raise AdapterError(folder, f"has a folder, a pipe or a device in place of {source.name}.")
     try:
         with safe_open(source, framework="pt") as file:
             shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118  it is no dict
@@ -148,8 +161,8 @@ def checked_alpha(folder: Path, config: dict[str, Any]) -> float:
 
 def is_current(packed: Path, weights: Path) -> bool:
     """Whether the packed form was made from these weights, or stands alone."""
-    if not packed.exists() or not weights.exists():
-        return packed.exists()
+    if not packed.is_file() or not weights.exists():
+        return packed.is_file()
     try:
         with safe_open(packed, framework="pt") as file:
             return (file.metadata() or {}).get("source") == source_stamp(weights)
@@ -159,8 +172,8 @@ def is_current(packed: Path, weights: Path) -> bool:
 
 def source_stamp(weights: Path) -> str:
     """Size and time of the file that was packed."""
-    stat = weights.stat()
-    return f"{stat.st_size}:{stat.st_mtime_ns}"
+    status = weights.stat()
+    return f"{status.st_size}:{status.st_mtime_ns}"
 
 
 def saved_keys(folder: Path, shapes: dict[str, Shape]) -> list[Keys]:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 
 def main(work: Path, settings: dict) -> None:
-    """settings: `engine`, arguments of LLM; `phases`, each a list of adapter folders (null: none), in order;
-    `prompts`, token ids; `sampling`."""
+    """settings: `base`, a folder; `engine`, arguments of LLM; `phases`, each a list of adapter folders (null: none), in
+    order; `prompts`, token ids; `sampling`. How many tokens came from the prefix cache goes to <name>-cached.json."""
     import torch
 
     torch._dynamo.config.disable = True
@@ -18,11 +18,12 @@ def main(work: Path, settings: dict) -> None:
     from vllm.lora.request import LoRARequest
 
     common = {"skip_tokenizer_init": True, "max_model_len": 128, "max_num_seqs": 16, "enforce_eager": True}
-    llm = LLM(model=str(work / "base"), generation_config="vllm", **common | settings["engine"])
+    llm = LLM(model=str(work / settings.get("base", "base")), generation_config="vllm", **common | settings["engine"])
     sampling = SamplingParams(
         **{"temperature": 0, "max_tokens": 12, "detokenize": False, "ignore_eos": True} | settings.get("sampling", {})
     )
     ids: dict[str, int] = {}
+    cached = []
     for number, phase in enumerate(settings["phases"]):
         prompts, requests = [], []
         for prompt in settings["prompts"]:
@@ -32,8 +33,10 @@ def main(work: Path, settings: dict) -> None:
                     folder and LoRARequest(folder, ids.setdefault(folder, len(ids) + 1), str(work / folder))
                 )
         outputs = llm.generate(prompts, sampling, lora_request=requests, use_tqdm=False)
+        cached.append(sum(output.num_cached_tokens or 0 for output in outputs))
         texts = [[list(sample.token_ids) for sample in output.outputs] for output in outputs]
         (work / f"{settings['name']}-{number}.json").write_text(json.dumps(texts), encoding="utf-8")
+    (work / f"{settings['name']}-cached.json").write_text(json.dumps(cached), encoding="utf-8")
 
 
 if __name__ == "__main__":

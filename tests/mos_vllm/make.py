@@ -1,9 +1,12 @@
 """Tiny models, and MoS adapters of many shapes as PEFT saves them."""
 
+import json
+import shutil
 from pathlib import Path
 
 import torch
 from peft import get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import mos
@@ -31,6 +34,33 @@ def tiny_llama(**changes) -> LlamaForCausalLM:
             if weight.ndim == 2:
                 weight.mul_(4)
     return model.eval()
+
+
+def quantize(base: Path, out: Path) -> Path:
+    """Write the model in `base` with linear layers of 4 bits, in groups of 32, as vLLM reads `compressed-tensors`."""
+    shutil.copytree(base, out)
+    weights = load_file(base / "model.safetensors")
+    for name in [name for name in weights if "_proj" in name]:
+        stem, weight = name.removesuffix(".weight"), weights.pop(name)  # (o, h)
+        groups = weight.unflatten(1, (-1, 32))
+        scale = groups.abs().amax(2) / 7  # (o, h / 32)
+        numbers = (groups / scale[..., None]).round().flatten(1).long() + 8  # (o, h), 1 to 15
+        eight = numbers.unflatten(1, (-1, 8)) << torch.arange(0, 32, 4)
+        weights[f"{stem}.weight_packed"] = eight.sum(2).to(torch.int32)  # beyond int32 it wraps around to the same bits
+        weights[f"{stem}.weight_scale"] = scale
+        weights[f"{stem}.weight_shape"] = torch.tensor(weight.shape)
+    save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
+    scheme = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 32}
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    config["quantization_config"] = {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "ignore": ["lm_head"],
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": scheme}},
+    }
+    (out / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return out
 
 
 def save_adapter(folder: Path, seed: int = 0, strength: float = 0.15, model=None, **settings) -> Path:

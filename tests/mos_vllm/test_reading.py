@@ -1,6 +1,7 @@
 """Adapter folders are read as mos.export_lora reads them, and refused with one sentence where they cannot be."""
 
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -174,10 +175,37 @@ def test_a_truncated_file_is_refused(adapter, part):
     assert "broken or truncated" in refusal(adapter)
 
 
-def test_a_folder_in_place_of_the_file_is_refused(adapter):
-    (adapter / WEIGHTS).unlink()
-    (adapter / WEIGHTS).mkdir()
-    assert "broken or truncated" in refusal(adapter)
+def loop(path):
+    path.symlink_to(path)
+
+
+ODD_FILES = {"pipe": os.mkfifo, "endless device": lambda path: path.symlink_to("/dev/zero"), "folder": Path.mkdir}
+
+
+@pytest.mark.parametrize("kind", ODD_FILES)
+@pytest.mark.parametrize("name", ["adapter_config.json", WEIGHTS])
+def test_what_is_no_file_is_not_read(adapter, kind, name):
+    """Reading a pipe waits for ever, and a device may have no end."""
+    (adapter / name).unlink()
+    ODD_FILES[kind](adapter / name)
+    assert f"has a folder, a pipe or a device in place of {name}." in refusal(adapter)
+
+
+@pytest.mark.parametrize("kind", ODD_FILES)
+def test_an_odd_packed_form_is_left_aside(adapter, saved, kind):
+    ODD_FILES[kind](adapter / PACKED)
+    assert read(adapter).alpha == read(saved).alpha
+
+
+def test_a_circle_of_links_is_refused(adapter):
+    (adapter / "adapter_config.json").unlink()
+    loop(adapter / "adapter_config.json")
+    assert "cannot be read" in refusal(adapter)
+
+
+@pytest.mark.parametrize("name", ["\0", "a" * 5000])
+def test_a_path_that_no_system_takes_is_refused(name):
+    assert "cannot be read" in refusal(Path(name))
 
 
 @given(position=st.integers(0, 3000), byte=st.integers(0, 255))

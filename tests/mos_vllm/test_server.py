@@ -68,6 +68,13 @@ def make_bad(work: Path) -> dict[str, str]:
     for number, (text, sentence) in enumerate(configs.items()):
         (bad(f"config {number}", sentence) / "adapter_config.json").write_text(text, encoding="utf-8")
     (bad("pickle", "safetensors only") / "adapter_model.safetensors").rename(work / "bad/pickle/adapter_model.bin")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):  # reading a pipe would wait for ever
+        place = bad(f"pipe {name}", f"in place of {name}") / name
+        place.unlink()
+        os.mkfifo(place)
+    circle = bad("circle", "cannot be read") / "adapter_config.json"
+    circle.unlink()
+    circle.symlink_to(circle)
     for name, sentence, model in (
         ("wide", "features", tiny_llama(intermediate_size=128)),
         ("deep", "has no layer", tiny_llama(num_hidden_layers=9)),
@@ -102,6 +109,7 @@ class Server:
             "dtype": "float32",
             "max-model-len": 128,
             "max-num-seqs": 16,
+            "block-size": 32,  # so that prompts have whole blocks, which the prefix cache keeps
             "max-loras": 2,
             "max-cpu-loras": 4,
             "max-lora-rank": 16,
@@ -157,10 +165,10 @@ class Server:
     def load(self, name: str, folder: Path, **options) -> tuple[int, str]:
         return self.post("/v1/load_lora_adapter", lora_name=name, lora_path=str(folder), **options)
 
-    def metrics(self) -> dict[str, float]:
+    def metrics(self, prefix="mos:") -> dict[str, float]:
         with urllib.request.urlopen(f"{self.url}/metrics", timeout=60) as response:
             lines = response.read().decode().splitlines()
-        return {line.split("{")[0]: float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("mos:")}
+        return {line.split("{")[0]: float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(prefix)}
 
 
 @pytest.fixture(scope="module")
@@ -225,10 +233,13 @@ def test_two_first_requests_at_once(server, work, exported):
 
 
 def test_a_reload_in_place_answers_with_the_new_weights_also_for_cached_prefixes(server, work, exported):
-    prompt = PROMPT * 8  # several blocks of the prefix cache
+    prompt = PROMPT * 8  # more than a block of the prefix cache
     live = shutil.copytree(work / "named/mos-0", work / "live")
     assert server.load("live", live)[0] == 200
     assert server.text("live", prompt) == server.text("lora-0", prompt)
+    before = server.metrics("vllm:prefix_cache_hits_total")
+    assert server.text("live", prompt) == server.text("lora-0", prompt)
+    assert server.metrics("vllm:prefix_cache_hits_total")["vllm:prefix_cache_hits_total"] >= sum(before.values()) + 64
     shutil.copytree(work / "named/mos-5", live, dirs_exist_ok=True)
     assert server.load("live", live, load_inplace=True)[0] == 200
     assert server.text("live", prompt) == server.text("lora-5", prompt) != server.text("lora-0", prompt)
@@ -260,8 +271,11 @@ def test_fifty_bad_adapters_and_names_each_give_their_sentence(server, work, exp
         message = json.loads(body)["error"]["message"]
         assert message.startswith(f"MoS adapter 'bad {name}' ") and sentence in message, (name, message)
     assert server.load("missing", work / "missing")[0] == 404
+    for path in ("\0", "a" * 5000):
+        status, body = server.load("no path", path)
+        assert status == 400 and "MoS adapter 'no path' cannot be read" in json.loads(body)["error"]["message"]
     for name in BAD_NAMES:
-        with pytest.raises(openai.NotFoundError):
+        with pytest.raises(openai.NotFoundError, match="does not exist"):
             server.text(name)
     assert server.text("mos-1") == exported[1]  # the server goes on
 

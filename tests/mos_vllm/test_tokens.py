@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import mos
-from tests.mos_vllm.make import save_adapter, tiny_llama
+from tests.mos_vllm.make import quantize, save_adapter, tiny_llama
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("vllm", reason="vLLM is not installed")
@@ -92,6 +92,29 @@ def test_native_adapters_give_the_tokens_of_the_exported_ones(generate, conditio
         assert [rows[0], *rows[:0:-1]] == exported[prompt * width : (prompt + 1) * width]
     distinct = {json.dumps(text) for text in exported}
     assert len(distinct) > 0.8 * len(exported)  # adapters and prompts do differ
+
+
+def test_a_base_in_four_bits(generate, work):
+    """NF4 and 8 bits cannot be tried: vLLM 0.32 has no bitsandbytes, and takes no LoRA at all on a CPU with 8 bits."""
+    quantize(work / "base", work / "base-4-bits")
+    phases = [[None, *EXPORTED], [None, *NATIVE], [None, *MIXED]]
+    exported, native, mixed = generate("four-bits", phases, base="base-4-bits", engine={"dtype": "bfloat16"})
+    assert native == exported and mixed == exported
+    assert len({json.dumps(text) for text in exported}) > 0.8 * len(exported)
+
+
+def test_cached_prefixes_are_those_of_the_same_adapter(generate, work):
+    """Prompts of several blocks of the prefix cache, which are 128 tokens on a CPU if they are not made smaller."""
+    phases = [[None, *EXPORTED[:4]], [None, *NATIVE[:4]], [None, *NATIVE[3::-1]], [None, *NATIVE[:4]]]
+    settings = {"prompts": [(prompt * 24)[:70] for prompt in PROMPTS], "engine": {"block_size": 32}}
+    exported, native, backwards, again = generate("prefixes", phases, **settings)
+    assert native == exported == again
+    assert [backwards[5 * i] for i in range(3)] == [exported[5 * i] for i in range(3)]
+    assert [backwards[5 * i + 1 : 5 * i + 5] for i in range(3)] == [
+        exported[5 * i + 1 : 5 * i + 5][::-1] for i in range(3)
+    ]
+    cached = json.loads((work / "prefixes-cached.json").read_text(encoding="utf-8"))
+    assert cached[0] == 0 and cached[2] == cached[3] == 3 * 5 * 64  # two whole blocks of each prompt, for each adapter
 
 
 def test_several_samples_of_one_prompt(generate):
