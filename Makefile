@@ -14,7 +14,7 @@ endif
 # What the targets below take, e.g. `make table2 PROFILE=smol METHODS=lora_r2,mos_r8 SEEDS=0,1 LIMIT=40 DATA=data`.
 # scripts/variables.py turns them into overrides. They reach it through the environment and as they were typed, so that a
 # folder may have any name. Unset ones are left to the profile; PROFILE itself goes by what the machine has.
-$(foreach name,PROFILE DATA LIMIT METHODS SEEDS CANDIDATES LAUNCHER DRY SKIP_PREFLIGHT GPU STUDY OVERRIDES,$(eval \
+$(foreach name,PROFILE DATA LIMIT METHODS SEEDS CANDIDATES RATES LAUNCHER DRY SKIP_PREFLIGHT GPU STUDY OVERRIDES,$(eval \
 	export MAKE_$(name) := $$(value $(name))))
 RUN = $(PY) -m scripts.make
 
@@ -60,7 +60,7 @@ gpu-check: $(READY)  ## try and time in ten minutes what a GPU will do for days;
 	$(PY) -m scripts.gpu_check
 
 .PHONY: lr-search mos-search
-lr-search: $(READY)  ## the learning rates of Appendix A at LoRA rank 8, ranked by validation loss
+lr-search: $(READY)  ## the learning rates of Appendix A by validation loss: of LoRA 8, or of METHODS, for RATES=own
 	$(RUN) search search=lr
 mos-search: $(READY)  ## r, l and p of MoS, ranked by validation loss
 	$(RUN) search search=mos

@@ -12,7 +12,7 @@ from data_prep import storage
 from scripts.command import entry_point
 from scripts.config import choices, compose, shared_overrides
 from scripts.table.claims import outcomes_of, render_claims
-from scripts.table.produce import results_folder
+from scripts.table.experiment import results_folder
 
 
 @entry_point

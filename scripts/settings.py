@@ -99,7 +99,7 @@ class Settings(BaseModel):
     seeds: Seeds = Field(examples=["seeds=[0,1]"])
     candidates: PositiveInt | None
     rates: Literal["own"] | None
-    not_in_average: dict[str, Name] = Field(examples=["not_in_average={COLUMN:'the reason'}"])
+    not_in_average: dict[str, Name] = Field(examples=["+not_in_average={COLUMN:'the reason'}"])
     no_verdicts: Name | None
     dry: bool
     gpus_per_run: Literal[0, 1]

@@ -12,6 +12,7 @@ SETTINGS = {  # variable -> setting, and how its text becomes a value
     "METHODS": ("methods", "list"),
     "SEEDS": ("seeds", "list"),
     "CANDIDATES": ("candidates", "value"),
+    "RATES": ("rates", "value"),
     "LAUNCHER": ("launcher", "value"),
     "GPU": ("gpus", "list"),
     "STUDY": ("capacity", "value"),

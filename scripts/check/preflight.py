@@ -15,6 +15,7 @@ from filelock import FileLock
 from omegaconf import DictConfig
 
 from eval import sandbox
+from scripts.cell.parameters import trainable_parameters
 from scripts.cell.process import start_worker
 from scripts.check.walk import Check, LeftOut, walk
 from scripts.config import compose
@@ -68,8 +69,6 @@ def rehearsed(cfg: DictConfig, overrides: Sequence[str]) -> str:
 
 def methods_fit(cfg: DictConfig, overrides: Sequence[str]) -> str:
     """Every method of the table can be added to the base model, by its shapes alone."""
-    from scripts.cost.parameters import trainable_parameters
-
     trained = [own for own in _composed(overrides, _methods(cfg)) if own.method.config is not None]
     for own in trained:
         trainable_parameters(own)

@@ -5,21 +5,13 @@ from typing import TYPE_CHECKING
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig
 
+from scripts.cell.parameters import on_shapes, trainable_parameters
 from scripts.command import sentence
 from scripts.config import choices, compose
 from scripts.cost.architecture import Adapter, grouped
 
 if TYPE_CHECKING:  # a command imports torch only once every config is known to be right
     from torch import nn
-
-
-def trainable_parameters(cfg: DictConfig) -> int:
-    """The trainable parameters of `cfg.method` on `cfg.model`, 0 for a vanilla row; nothing is downloaded or allocated.
-
-    Raises ValueError where the method does not fit the model.
-    """
-    added = adapter(cfg)
-    return added.trainable if added else 0
 
 
 def adapter(cfg: DictConfig) -> Adapter | None:
@@ -29,15 +21,13 @@ def adapter(cfg: DictConfig) -> Adapter | None:
     """
     if cfg.method.config is None:
         return None
-    from peft import get_peft_model
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    from scripts.cell.adapter import adapter_config
     from scripts.cell.shapes import meta_model
 
     network = meta_model(cfg.model)
     base_buffers = set(map(id, network.buffers()))
-    model = get_peft_model(network, adapter_config(cfg.method, network), low_cpu_mem_usage=True)
+    model = on_shapes(cfg.method, network)
     adapted = [(name, m.get_base_layer()) for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)]
     return Adapter(
         trainable=int(model.get_nb_trainable_parameters()[0]),

@@ -2,6 +2,9 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig
 
 from data_prep.storage import digest
 
@@ -78,6 +81,11 @@ def variant(overrides: Sequence[str]) -> str:
         return name
     readable = re.sub(r"[^\w.=+-]+", "_", name, flags=re.ASCII)[:LONGEST]
     return f"{readable}-{digest(found)[:8]}"
+
+
+def results_folder(cfg: DictConfig, overrides: Sequence[str]) -> Path:
+    """Where the tables of these overrides are written: an experiment that they change has a folder of its own."""
+    return Path(cfg.results_dir) / cfg.profile / variant(overrides)
 
 
 def _key(override: str) -> str:

@@ -11,6 +11,7 @@ from eval import benchmarks
 from scripts.cell import runs
 from scripts.config import CONFIGS, choices, compose, unknown
 from scripts.table import schema
+from scripts.table.rates import SETTING, own_rates
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Cell:
     seed: int
     benchmarks: tuple[str, ...]
     path: Path
+    rate: float | None = None  # the method's own learning rate; None: the trainer's
 
 
 def rows(cfg: DictConfig) -> list[Row]:
@@ -50,11 +52,7 @@ def rows(cfg: DictConfig) -> list[Row]:
 
 
 def averaged(cfg: DictConfig) -> list[str]:
-    """The columns that the average is over. Raises ValueError if `not_in_average` names none, or leaves none."""
-    known = benchmarks.columns(cfg.benchmark.values())
-    for column in cfg.not_in_average:
-        if column not in known:
-            raise ValueError(f"not_in_average: {unknown('column', column, known)}")
+    """The columns that the average is over. Raises ValueError if `not_in_average` leaves none of the table's."""
     kept = [column for column in cfg.table.columns if column not in cfg.not_in_average]
     if not kept:
         raise ValueError(f"not_in_average leaves no column of table '{cfg.table.name}' for its average; keep one.")
@@ -115,6 +113,11 @@ def check_table(cfg: DictConfig) -> None:
             raise ValueError(f"{where}, row {row.label}, against: {unknown('method of this table', against, named)}")
     shown_benchmarks(cfg)
     averaged(cfg)
+    files: list[Any] = [OmegaConf.load(path) for path in (CONFIGS / "benchmark").glob("*.yaml")]
+    columns = {column for file in files for column in file.get("columns") or {}}  # of all, chosen or not
+    for column in cfg.not_in_average:
+        if column not in columns:
+            raise ValueError(f"not_in_average: {unknown('column', column, columns)}")
 
 
 def check_method(cfg: DictConfig, file: str) -> None:
@@ -135,7 +138,8 @@ def cells(cfg: DictConfig, overrides: Sequence[str]) -> list[Cell]:
     overrides: what the cells have in common (profile, model, data, ...); method, dataset and seed are added here.
     A vanilla row has one cell, of the first seed. Hydra composes each method and each dataset once, not each of their
     combinations: that keeps a second `make` quick.
-    Raises ValueError as `check_table`, and where two datasets of the table train for one benchmark, or none.
+    Raises ValueError as `check_table`, and where two datasets of the table train for one benchmark, or none; with
+    `rates=own` as `scripts.table.rates.own_rates`.
     """
     check_table(cfg)
     methods = list(dict.fromkeys(method for row in rows(cfg) for method in row.methods))
@@ -143,24 +147,28 @@ def cells(cfg: DictConfig, overrides: Sequence[str]) -> list[Cell]:
         return []
     shown = shown_benchmarks(cfg)
     datasets = _datasets(cfg, overrides, methods[0], shown)
+    bases = {method: compose([*overrides, f"method={method}"]) for method in methods}
+    own = own_rates(cfg, overrides, [method for method, base in bases.items() if base.method.get("config") is not None])
     found = []
-    for method in methods:
-        base = compose([*overrides, f"method={method}"])
+    for method, base in bases.items():
         check_method(base, method)
         vanilla = base.method.config is None
+        rate = own[method]["learning_rate"] if method in own else None
+        base.trainer.learning_rate = base.trainer.learning_rate if rate is None else rate
         for name in [None] if vanilla else datasets:
             tested = shown if name is None else [b for b in datasets[name].benchmarks if b in shown]
             for seed in cfg.seeds[:1] if vanilla else cfg.seeds:
                 base.seed = seed
                 base.dataset = base.dataset if name is None else datasets[name]
-                found.append(Cell(method, name, seed, tuple(tested), runs.run_dir(base)))
+                found.append(Cell(method, name, seed, tuple(tested), runs.run_dir(base), rate))
     return found
 
 
 def job(cell: Cell) -> list[str]:
     """The overrides that turn the common config into this cell's."""
     dataset = [] if cell.dataset is None else [f"dataset={cell.dataset}"]
-    return [f"method={cell.method}", *dataset, f"seed={cell.seed}"]
+    rate = [] if cell.rate is None else [f"{SETTING}={cell.rate}"]
+    return [f"method={cell.method}", *dataset, f"seed={cell.seed}", *rate]
 
 
 def untrained(found: Sequence[Cell]) -> list[Cell]:

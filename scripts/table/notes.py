@@ -11,6 +11,8 @@ from scripts.config import compose
 from scripts.table.collect import Result, labels
 from scripts.table.experiment import changes
 from scripts.table.grid import shown_benchmarks
+from scripts.table.rates import SETTING, at_the_edge, own_rates
+from scripts.table.render import titles
 
 COMPARED = ("trainer", "evaluation", "benchmark")  # the sections in which a profile differs from the paper's
 IRRELEVANT = re.compile(
@@ -33,13 +35,41 @@ def of(cfg: DictConfig, overrides: Sequence[str], found: Sequence[Result]) -> li
         notes.append("Training examples: " + ", ".join(f"{n} {count:,}" for n, count in examples.items()) + ".")
     if changed := changes(overrides):
         notes.append("Overrides: " + ", ".join(f"`{change}`" for change in changed) + ".")
+    notes += learning_rates(cfg, overrides, found)
     if scaled := differences(cfg):
         notes.append("Other than the paper's setting (in brackets): " + "; ".join(scaled) + ".")
     for benchmark, label in names.items():
         title = cfg.benchmark[benchmark].title
         if label != title:
             notes.append(f"{label} stands where the paper has {title}, and is not comparable with it.")
+    notes += left_out(cfg, names)
     return [*notes, *mixed_code(found), *cfg.table.get("notes", [])]
+
+
+def left_out(cfg: DictConfig, names: Mapping[str, str]) -> list[str]:
+    """Why columns of the table are not in its average.   names: of the benchmarks, as their data names itself"""
+    head = titles(cfg, names)
+    reasons = cfg.not_in_average.items()
+    return [f"{head[column]} is not in Avg.: {reason}" for column, reason in reasons if column in cfg.table.columns]
+
+
+def learning_rates(cfg: DictConfig, overrides: Sequence[str], found: Sequence[Result]) -> list[str]:
+    """Which learning rates were used, and how they were chosen; nothing where no cell was trained."""
+    trained = list(dict.fromkeys(result.cell.method for result in found if result.cell.dataset))
+    if not trained:
+        return []
+    if cfg.rates is None:
+        return [f"Learning rate: {cfg.trainer.learning_rate:g} for every method."]
+    own = own_rates(cfg, overrides, trained)
+    each = ", ".join(f"`{method}` {rate['learning_rate']:g}" for method, rate in own.items())
+    seeds = ", ".join(map(str, sorted({seed for rate in own.values() for seed in rate["seeds"]})))
+    note = (
+        f"Learning rate: each method's own (`rates=own`), with the lowest validation loss of those tried on seeds that "
+        f"the table does not report ({seeds}): {each}."
+    )
+    edges = [f"`{method}`" for method, rate in own.items() if at_the_edge(rate)]
+    beyond = " A better one may lie beyond those tried for " + ", ".join(edges) + "."
+    return [note + beyond if edges else note]
 
 
 def mixed_code(found: Sequence[Result]) -> list[str]:
@@ -64,6 +94,8 @@ def differences(cfg: DictConfig) -> list[str]:
     """The settings of training and evaluation in which `cfg` is not the paper profile."""
     paper = compose(["profile=paper", f"table={cfg.table.name}"])
     ours, theirs = _flat(cfg), _flat(paper)
+    if cfg.rates is not None:  # there is a note on it
+        ours[SETTING] = theirs[SETTING]
     return [
         f"{key} {ours.get(key)} ({theirs.get(key)})" for key in {**theirs, **ours} if ours.get(key) != theirs.get(key)
     ]

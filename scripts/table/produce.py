@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from data_prep import storage
 from scripts.command import sentence
 from scripts.table import collect, grid, local, notes, render
-from scripts.table.experiment import variant
+from scripts.table.experiment import results_folder
 from scripts.table.launch import launch
 from scripts.table.paper import beside, load_paper
 from scripts.table.plot import plot
@@ -68,11 +68,6 @@ def evaluate_finished(
     lines = [*alone, *rest]
     good = [cell for cell in cells if not any(line.startswith(f"{' '.join(grid.job(cell))}: ") for line in lines)]
     return evaluate_missing(cfg, good), lines
-
-
-def results_folder(cfg: DictConfig, overrides: Sequence[str]) -> Path:
-    """Where a table of these overrides is written: an experiment that they change has a folder of its own."""
-    return Path(cfg.results_dir) / cfg.profile / variant(overrides)
 
 
 def write(

@@ -19,6 +19,7 @@ SET = {
     "LIMIT": "50",
     "DATA": "../some where",
     "CANDIDATES": "1",
+    "RATES": "own",
     "LAUNCHER": "joblib",
     "DRY": "1",
     "SKIP_PREFLIGHT": "1",
@@ -27,8 +28,8 @@ SET = {
 }
 GIVEN = [
     "profile=smol", "data='../some where'", "limit=50", "methods=[lora_r2,mos_r8]", "seeds=[0,1]", "candidates=1",
-    "launcher=joblib", "gpus=[a100_40g,mine:24:165]", "dry=true", "preflight=none", "method.shards_per_vector=8",
-    "trainer.scheduler=a b",
+    "rates=own", "launcher=joblib", "gpus=[a100_40g,mine:24:165]", "dry=true", "preflight=none",
+    "method.shards_per_vector=8", "trainer.scheduler=a b",
 ]  # fmt: skip
 FOLDERS = [
     "a,b",

@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from scripts import params
+from scripts.cell.parameters import trainable_parameters
 from scripts.config import choices, compose
-from scripts.cost.parameters import trainable_parameters
 
 LLAMA2_7B = {
     "lora_r2": 4_997_120,
