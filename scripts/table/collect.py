@@ -69,11 +69,15 @@ def results(cells: Iterable[Cell], folders: Mapping[Path, Sequence[Path]]) -> li
 
 
 def entries(found: Sequence[Result], cfg: DictConfig) -> dict[str, Entry]:
-    """What each method reached over its seeds, from the scores, predictions and validation losses of its cells."""
+    """What each method reached over its seeds, from the scores, predictions and validation losses of its cells.
+
+    In the order of the table's rows and of the seeds, whatever the order of the cells.
+    """
     by_method: dict[str, list[Result]] = {}
-    for result in found:
+    for result in sorted(found, key=lambda result: (result.cell.seed, result.cell.dataset or "")):
         by_method.setdefault(result.cell.method, []).append(result)
-    return {method: _entry(method, own, cfg) for method, own in by_method.items()}
+    methods = [method for row in cfg.table.rows for method in row.methods if method in by_method]
+    return {method: _entry(method, by_method[method], cfg) for method in methods}
 
 
 def labels(found: Sequence[Result]) -> dict[str, str]:

@@ -23,22 +23,23 @@ IRRELEVANT = re.compile(
 def of(cfg: DictConfig, overrides: Sequence[str], found: Sequence[Result]) -> list[str]:
     """The notes under a table."""
     names = labels(found)
-    counts = {names[b]: m["items"] for result in found for b, m in result.metrics.items()}
+    counts = {b: m["items"] for result in found for b, m in result.metrics.items()}
     examples = {r.cell.dataset: r.run.info["data"]["train"] for r in found if r.cell.dataset}
     seeds = ", ".join(map(str, cfg.seeds))
     notes = [
         f"Profile `{cfg.profile}`, base model `{cfg.model.name}`. Seeds: {seeds}"
         + (" (mean ± standard deviation; vanilla rows: the first)." if len(cfg.seeds) > 1 else "."),
-        "Items: " + ", ".join(f"{name} {count:,}" for name, count in counts.items()) + ".",
+        "Items: " + ", ".join(f"{names[b]} {counts[b]:,}" for b in shown_benchmarks(cfg) if b in counts) + ".",
     ]
     if examples:
-        notes.append("Training examples: " + ", ".join(f"{n} {count:,}" for n, count in examples.items()) + ".")
+        sizes = [f"{name} {examples[name]:,}" for name in cfg.table.datasets if name in examples]
+        notes.append(f"Training examples: {', '.join(sizes)}.")
     if changed := changes(overrides):
         notes.append("Overrides: " + ", ".join(f"`{change}`" for change in changed) + ".")
     notes += learning_rates(cfg, overrides, found)
     if scaled := differences(cfg):
         notes.append("Other than the paper's setting (in brackets): " + "; ".join(scaled) + ".")
-    for benchmark, label in names.items():
+    for benchmark, label in sorted(names.items()):
         title = cfg.benchmark[benchmark].title
         if label != title:
             notes.append(f"{label} stands where the paper has {title}, and is not comparable with it.")
@@ -60,7 +61,7 @@ def learning_rates(cfg: DictConfig, overrides: Sequence[str], found: Sequence[Re
         return []
     if cfg.rates is None:
         return [f"Learning rate: {cfg.trainer.learning_rate:g} for every method."]
-    own = own_rates(cfg, overrides, trained)
+    own = own_rates(cfg, overrides, sorted(trained))
     each = ", ".join(f"`{method}` {rate['learning_rate']:g}" for method, rate in own.items())
     seeds = ", ".join(map(str, sorted({seed for rate in own.values() for seed in rate["seeds"]})))
     note = (

@@ -152,7 +152,7 @@ def _comparison(names: tuple[str, str], lines: pd.DataFrame) -> str:
     parts = [
         f"{NAMES[line.column].rstrip(' ↓')} {number(line.difference, line.column, '+')} "
         f"({number(line.difference_low, line.column, '+')} to {number(line.difference_high, line.column, '+')}), "
-        f"adjusted p = {line.p_holm:.3f}"
+        f"adjusted p {'= ' if line.p_holm >= 0.001 else '< '}{max(line.p_holm, 0.001):.3f}"
         for line in lines.itertuples()
     ]
     return f"{' '.join(names).strip()} against `{lines.against.iloc[0]}`: {'; '.join(parts)}."

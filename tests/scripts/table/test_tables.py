@@ -12,11 +12,12 @@ from omegaconf import DictConfig, OmegaConf
 from eval.predictions import Store
 from scripts.cell import runs
 from scripts.config import compose
-from scripts.table import grid
+from scripts.table import collect, grid
 from scripts.table import produce as tables
 
 COLUMNS = {"mmlu": ["mmlu"], "bbh": ["bbh"], "gsm8k": ["gsm8k"]}
 RIGHT = {"lora_r2": 12, "mos_r4": 6, "mos_r8": 30}  # of 40 items
+LOSS = {"lora_r2": 1.5, "mos_r4": 1.25, "mos_r8": 1.125}  # nats per labelled token
 
 
 def train(cell: grid.Cell, cfg: DictConfig) -> None:
@@ -26,21 +27,23 @@ def train(cell: grid.Cell, cfg: DictConfig) -> None:
         "seed": cell.seed,
         "trainable_parameters": 4997,
         "seconds": 7.0,
-        "data": {"train": 99},
+        "data": {"train": 99, "key": "ab12"},
         "metrics": {"loss": 1},
     }
     (cell.path / "run.json").write_text(json.dumps(info))
+    losses = [{"loss": (LOSS[cell.method] + 0.01 * cell.seed) * n, "tokens": n} for n in range(1, 31)]
+    (cell.path / runs.HELD_OUT).write_text("".join(json.dumps(line) + "\n" for line in losses))
     (cell.path / "lora").mkdir()
     (cell.path / "lora" / "adapter_config.json").write_text(json.dumps({"r": int(cell.method.rpartition("r")[2])}))
 
 
-def evaluate(cell: grid.Cell) -> list[Path]:
+def evaluate(cell: grid.Cell, order: int = 1) -> list[Path]:
     folders = []
     for name in cell.benchmarks:
         folder = cell.path / "eval" / f"{name}-key"
         scores = [100.0 * (i < RIGHT[cell.method] + cell.seed) for i in range(40)]
         with Store(folder) as store:
-            for i, score in enumerate(scores):
+            for i, score in [*enumerate(scores)][::order]:
                 store.add(
                     {
                         "id": f"{name}/{i}",
@@ -68,12 +71,15 @@ class Case:
         self.cells = grid.cells(self.cfg, self.overrides)
         self.results = folder / "results" / "smol"
 
-    def run(self, cells: Sequence[grid.Cell] | None = None) -> dict[Path, list[Path]]:
-        """Train and evaluate the cells (None: all of them)."""
+    def run(self, cells: Sequence[grid.Cell] | None = None, order: int = 1) -> dict[Path, list[Path]]:
+        """Train and evaluate the cells (None: all of them); order -1: the items come out the other way round."""
         chosen = self.cells if cells is None else cells
         for cell in chosen:
             train(cell, self.cfg)
-        return {cell.path: evaluate(cell) for cell in chosen}
+        return {cell.path: evaluate(cell, order) for cell in chosen}
+
+    def files(self) -> list[bytes]:
+        return [(self.results / f"table3.{kind}").read_bytes() for kind in ("md", "csv", "png")]
 
 
 @pytest.fixture(scope="module")
@@ -85,10 +91,14 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
 
 def test_table_shows_measured_and_paper_s_numbers(case: Case) -> None:
     text = (case.results / "table3.md").read_text()
-    assert "| LoRA | 2 | measured | 4,997 | 31.25 ± 1.77 | 31.25 ± 1.77 | 31.25 ± 1.77 | 31.25 ± 1.77 |" in text
+    assert (
+        "| LoRA | 2 | measured | 4,997 | 31.25 ± 1.77 | 31.25 ± 1.77 | 31.25 ± 1.77 | 31.25 ± 1.77 | 1.5050 ± 0.0071 |"
+        in text
+    )
     assert "| MoS | 8 (of 4/8) | measured | 4,997 | 76.25 ± 1.77 ▲ |" in text
-    assert "| MoS | 4/8 | paper | - | 53.51 | 43.65 | 40.79 | 45.98 |" in text
-    assert "| PRoLoRA | 4/8 | measured | - | not run |  |  |  |" in text
+    assert "| MoS | 4/8 | paper | - | 53.51 | 43.65 | 40.79 | 45.98 | - |" in text
+    assert "1.1300 ± 0.0071 ▲ |" in text  # lower is better
+    assert "| PRoLoRA | 4/8 | measured | - | not run |  |  |  |  |" in text
     assert "Seeds: 0, 1 (mean ± standard deviation" in text
     assert "Items: MMLU 40, BBH 40, GSM8K 40." in text
     assert f"trainer.max_steps {case.cfg.trainer.max_steps} (10000)" in text
@@ -119,6 +129,29 @@ def test_rendering_again_changes_no_byte(case: Case) -> None:
     folders = {cell.path: [cell.path / "eval" / f"{name}-key" for name in cell.benchmarks] for cell in case.cells}
     tables.write(case.cfg, case.overrides, case.cells, folders)
     assert [file.read_bytes() for file in files] == before
+
+
+def test_what_cannot_matter_changes_no_byte(case: Case, tmp_path: Path) -> None:
+    """Other names of runs, items and cells that come out in another order, two workers: the same table."""
+    other = Case(tmp_path, "workers=2")
+    folders = other.run(order=-1)
+    assert not {cell.path.name for cell in other.cells} & {cell.path.name for cell in case.cells}
+    tables.write(other.cfg, other.overrides, other.cells[::-1], folders)
+    assert other.files() == case.files()
+
+
+def test_the_order_of_the_rows_is_the_only_thing_that_it_changes(case: Case) -> None:
+    folders = {cell.path: [cell.path / "eval" / f"{name}-key" for name in cell.benchmarks] for cell in case.cells}
+    found = collect.results(case.cells, folders)
+    turned = OmegaConf.merge(case.cfg, {"table": {"rows": list(case.cfg.table.rows)[::-1]}})
+    assert isinstance(turned, DictConfig)
+    texts = []
+    for cfg in (case.cfg, turned):
+        files = tables.drawn(cfg, collect.entries(found, cfg), collect.per_task(found), {}, ["A note."])
+        texts.append([files[kind].decode().splitlines() for kind in (".md", ".csv")])
+    for first, second in zip(*texts, strict=True):
+        assert first != second
+        assert sorted(first) == sorted(second)
 
 
 def launched(monkeypatch: pytest.MonkeyPatch, *outcomes: Any) -> list[Sequence[Sequence[str]]]:
