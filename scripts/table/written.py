@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,9 +71,18 @@ def _load_table(profile: str, results: Path, name: str) -> Table:
     summary = measured.assign(rank=measured["rank"].fillna(""), won=measured.won.astype(bool))
     text = (results / f"{name}.md").read_text(encoding="utf-8")
     notes = re.findall(r"^- (.*)$", text.partition("## Notes")[2], flags=re.MULTILINE)
+    notes += unversioned(results, {method for row in grid.rows(cfg) for method in row.methods})
     paper = beside(load_paper(name), grid.averaged(cfg))
     shown = [*cfg.table.columns, AVERAGE, LOSS]
     return Table(cfg, name, cfg.table.title, grid.rows(cfg), shown, summary, paper, notes)
+
+
+def unversioned(results: Path, methods: Collection[str]) -> list[str]:
+    """A note on cells from before methods had versions: what their code did cannot be told from a number."""
+    cells = [_json(path) for path in sorted(results.glob("cells/*/*.json"))]
+    mine = [cell["config"]["method"] for cell in cells if cell["method"] in methods]
+    old = sum("version" not in method for method in mine)
+    return [f"Version of the method: not recorded in {old} of {len(mine)} cells."] if old else []
 
 
 def labels(results: Path) -> dict[str, str]:
