@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,14 @@ def test_a_server_that_does_not_start_shows_its_log(stubborn, monkeypatch):
     (stubborn / "bin" / "vllm").write_text("#!/bin/sh\necho no such model; exit 1\n", encoding="utf-8")
     with Server(stubborn, CASE, on_host=8, slots=2) as server, pytest.raises(RuntimeError, match="no such model"):
         server.wait()
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_the_plugin_is_named_once(tmp_path, monkeypatch, installed):
+    monkeypatch.setattr(demo, "entry_points", lambda **asked: ["mos"] if installed else [])
+    demo.name_plugin(tmp_path)
+    found = [point.value for each in distributions(path=[str(tmp_path)]) for point in each.entry_points]
+    assert found == ([] if installed else ["mos_vllm:register"])
 
 
 def left(cache):
