@@ -33,7 +33,7 @@ def draw(lines: Sequence[Line], kind: str) -> bytes:
 
 
 def _panel(axes: Axes, lines: Sequence[Line], key: str, title: str) -> None:
-    axes.set(xlabel="trainable parameters", ylabel=title, xscale="log")
+    axes.set(xlabel="trainable parameters; rows of one count side by side", ylabel=title, xscale="log")
     axes.grid(alpha=0.25)
     axes.margins(x=0.12)  # room for the labels
     for name, colour in zip(dict.fromkeys(line.row.curve for line in lines if line.row.curve), CURVES, strict=False):

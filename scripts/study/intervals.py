@@ -29,7 +29,7 @@ class Estimate:
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Mean and Student's t interval. Seeds are few: a percentile bootstrap of five covers 83% instead of 95%."""
+    """Mean and Student's t interval. Seeds are few: a percentile bootstrap of five covers about 82%."""
     if len(values) < 2:
         return Estimate(values[0] if values else nan, nan, nan, len(values))
     numbers = np.asarray(values, dtype=float)

@@ -1,6 +1,7 @@
 """The command: what is wrong is one sentence before anything is trained; after a kill it goes on."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -109,3 +110,15 @@ def test_the_rates_of_quick_are_those_that_the_full_study_chose() -> None:
     chosen = dict(zip(searched.label, searched.rate, strict=True))  # the last of each label counts
     quick = Store(["capacity=quick", "profile=micro"]).study
     assert {row.label: row.rate for row in quick.rows} == {row.label: chosen[row.label] for row in quick.rows}
+
+
+def test_the_page_has_the_numbers_of_the_study() -> None:
+    page = (ROOT / "docs/capacity.md").read_text(encoding="utf-8")
+    printed = (ROOT / "results/capacity/micro_7b/full.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([^|]+) \| [^|]+ \| ([+-][\d.]+) \| ([^|]+) \| ([^|]+) \|$", page, flags=re.MULTILINE)
+    assert len(rows) == 8
+    for row in rows:
+        claim, *numbers = map(re.escape, row)
+        assert re.search(
+            rf"^\| {claim} \| [^|]+ \| {numbers[0]} \| {numbers[1]} \| [^|]+ \| {numbers[2]} \|", printed, re.M
+        )
