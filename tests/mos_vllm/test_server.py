@@ -110,6 +110,7 @@ class Server:
             "max-model-len": 128,
             "max-num-seqs": 16,
             "block-size": 32,  # so that prompts have whole blocks, which the prefix cache keeps
+            "num-gpu-blocks-override": 256,  # memory that is soon all touched, so that a soak sees what grows
             "max-loras": 2,
             "max-cpu-loras": 4,
             "max-lora-rank": 16,
