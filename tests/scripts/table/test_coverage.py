@@ -119,21 +119,34 @@ def test_at_least_93_of_100_intervals_hold_a_known_difference_whatever_the_seeds
             assert normal_coverage(seeds, ratio, share, 2000) >= 0.93, (ratio, share)
 
 
+def p_values(seeds: int, spread: float, skills: Sequence[float], rng: np.random.Generator) -> list[float]:
+    """What `summarise` tests in such a table, without the table: of each row the columns, and their average."""
+    ease = [rng.normal(0, EASE, ITEMS) for _ in COLUMNS]
+    base, *rows = (
+        [answers(skill, rng.normal(0, spread, (seeds, 1)), own, rng) for own in ease] for skill in (0.0, *skills)
+    )
+    found = []
+    for row in rows:
+        differences = [mine - theirs for mine, theirs in zip(row, base, strict=True)]
+        tested = [*([values] for values in differences), [values / len(COLUMNS) for values in differences]]
+        found += [statistics.estimate(parts).p_value for parts in tested]
+    return found
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("seeds", [1, 3, 5])
-@pytest.mark.parametrize("spread", [0.0, 0.2])
-def test_at_most_one_table_in_twenty_has_a_false_mark(seeds: int, spread: float) -> None:
-    """Some rows differ from the base and some do not: a mark at one that does not is false (family-wise, after Holm).
+@pytest.mark.parametrize(("seeds", "spread"), [(1, 0.0), (3, 0.0), (3, 0.2), (5, 0.0), (5, 0.2)])
+def test_at_most_one_table_in_twenty_has_a_false_mark(
+    seeds: int, spread: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four rows do not differ from the base and two do: a mark at one of the four is false (family-wise, after Holm).
 
     With one seed nothing can be said of seeds, so only seeds that do not vary are tried.
     """
-    if seeds == 1 and spread:
-        pytest.skip("one seed knows nothing of seeds, and the table says so")
-    rng, repeats = np.random.default_rng(seeds), 200
+    monkeypatch.setattr("gc.collect", int)  # statsmodels collects garbage at every correction: most of the time here
+    rng, repeats = np.random.default_rng(seeds), 400
     false = 0
     for _ in range(repeats):
-        summary = table(seeds, spread, [0.0, 0.0, 0.0, 0.0, 0.8, -0.8], rng)
-        equal = summary.label.isin([row.label for row in ROWS[:4]])
-        false += marked(summary[equal]).any()
+        adjusted = statistics.holm(p_values(seeds, spread, [0.0, 0.0, 0.0, 0.0, 0.8, -0.8], rng))
+        false += bool((adjusted[: 4 * (len(COLUMNS) + 1)] < statistics.LEVEL).any())
     allowed = 0.05 + 2 * np.sqrt(0.05 * 0.95 / repeats)  # two standard errors of the simulation
     assert false / repeats <= allowed
