@@ -218,7 +218,7 @@ def _load(folder: Path, **options: object) -> Loaded:
 
 
 SOURCES: dict[str, Callable[[DictConfig], Loaded]] = {
-    "generated": pretraining.pretrained,
+    "generated": pretraining.micro_model,
     "gguf": _from_gguf,
     "hub": _from_hub,
     "local": _from_folder,

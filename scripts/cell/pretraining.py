@@ -1,28 +1,68 @@
-"""Pretrains a micro base model on generated text."""
+"""The micro base models: Llamas pretrained on generated text, here or once for all."""
 
 import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
+from safetensors.torch import load_file, save
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from data_prep import micro, storage
 from data_prep.micro.tokenizer import SPECIAL, build
 from data_prep.micro.world import World
+from scripts.cell import runs
 from scripts.cell.shapes import model_config
 
+SHIPPED = Path(micro.__file__).parent / "pretrained"
+
 BYTES = 256  # pieces of the tokenizer that stand for single bytes; generated text needs none of them
+
+
+def micro_model(model: DictConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The micro base model and its tokenizer: the shipped one where config and text are those it was made from.
+
+    Otherwise it is pretrained here. Raises as `pretrained`.
+    """
+    weights = shipped(model)
+    if not weights.is_file():
+        return pretrained(model)
+    network, tokenizer = AutoModelForCausalLM.from_config(model_config(model)), micro_tokenizer(model)
+    network.load_state_dict(load_file(weights))
+    return network, tokenizer
+
+
+def shipped(model: DictConfig) -> Path:
+    """Where the repository has the weights of `model`. The name holds the key, so weights of other text do not fit."""
+    return SHIPPED / f"{model.name}-{runs.model_key(model)}.safetensors"
+
+
+def ship(model: DictConfig) -> Path:
+    """Pretrain `model` and put its weights where the repository has them, in place of older ones.
+
+    Raises ValueError if the model is not one that is pretrained here, and as `pretrained`.
+    """
+    if model.source.kind != "generated":
+        raise ValueError(f"model={model.name} is published, not pretrained here; choose micro_7b or micro_13b.")
+    network, _ = pretrained(model)
+    weights = shipped(model)
+    storage.write_bytes(weights, save(network.state_dict()))
+    for other in SHIPPED.glob(f"{model.name}-*.safetensors"):
+        if other != weights:
+            other.unlink()
+    return weights
 
 
 def pretrained(model: DictConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A network of `model.architecture` and its tokenizer, trained on the text of the world `model.source.seed`.
 
-    One machine always gives the same weights: the number of threads is that of its cores.
-    Raises ValueError if `model.architecture.vocab_size` is not the tokenizer's.
+    One machine always gives the same weights, since the number of threads is that of its cores; another machine rounds
+    otherwise. Raises ValueError if `model.architecture.vocab_size` is not the tokenizer's.
     """
     source, world, tokenizer = model.source, World(model.source.seed), micro_tokenizer(model)
     with _every_core(), torch.random.fork_rng(devices=[]):

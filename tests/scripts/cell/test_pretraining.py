@@ -1,5 +1,6 @@
 """The micro base models."""
 
+import random
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -8,15 +9,20 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from data_prep.micro.world import World
 from scripts.cell import pretraining
-from scripts.cell.pretraining import micro_tokenizer, pretrained
+from scripts.cell.pretraining import micro_model, micro_tokenizer, pretrained, ship, shipped
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 
 
-def config(name="micro_7b", **source):
+def published(name):
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        cfg = compose("config", ["profile=micro", f"model={name}"]).model
+        return compose("config", ["profile=micro", f"model={name}"]).model
+
+
+def config(name="micro_7b", **source):
+    cfg = published(name)
     cfg.source = OmegaConf.merge(cfg.source, {"steps": 3, "batch_size": 8, "length": 32} | source)
     return cfg
 
@@ -74,3 +80,46 @@ def test_threads_and_random_numbers_of_the_process_stay_as_they_were(monkeypatch
         assert torch.equal(torch.rand(3), expected)
     finally:
         torch.set_num_threads(before)
+
+
+def test_the_weights_of_the_repository_belong_to_the_present_text_and_config():
+    """If this fails, the generated text or the config has changed: `python -m scripts.pretrain model=micro_7b`."""
+    assert [path.name for path in pretraining.SHIPPED.iterdir()] == [shipped(published("micro_7b")).name]
+
+
+def loss_on_unseen_text(network, tokenizer):
+    """Nats per token of documents that the pretraining does not draw."""
+    rng = random.Random("unseen")
+    ids = tokenizer([World(0).document(rng) for _ in range(40)]).input_ids
+    with torch.no_grad():
+        losses = [network(input_ids=torch.tensor([line]), labels=torch.tensor([line])).loss.item() for line in ids]
+    return sum(losses) / len(losses)
+
+
+def test_the_weights_of_the_repository_know_the_text(monkeypatch):
+    monkeypatch.setattr(pretraining, "_fit", None)  # nothing is trained
+    assert loss_on_unseen_text(*micro_model(published("micro_7b"))) < 1.0
+
+
+def test_shipped_weights_are_taken_and_replace_older_ones(monkeypatch, tmp_path):
+    monkeypatch.setattr(pretraining, "SHIPPED", tmp_path)
+    (tmp_path / "micro_7b-01234567.safetensors").touch()
+    (tmp_path / "micro_13b-01234567.safetensors").touch()
+    trained = pretrained(config())[0].state_dict()
+    assert ship(config()) == shipped(config())
+    assert {path.name for path in tmp_path.iterdir()} == {shipped(config()).name, "micro_13b-01234567.safetensors"}
+    monkeypatch.setattr(pretraining, "_fit", None)
+    assert all(torch.equal(a, trained[key]) for key, a in micro_model(config())[0].state_dict().items())
+    with pytest.raises(TypeError):  # other steps, another key: it would pretrain
+        micro_model(config(steps=4))
+
+
+def test_a_published_model_is_not_pretrained():
+    with pytest.raises(ValueError, match=r"model=smollm2_135m is published, not pretrained here; choose micro_7b"):
+        ship(published("smollm2_135m"))
+
+
+@pytest.mark.slow
+def test_pretraining_again_gives_a_model_as_good():
+    again = loss_on_unseen_text(*pretrained(published("micro_7b")))
+    assert again < 1.03 * loss_on_unseen_text(*micro_model(published("micro_7b")))
