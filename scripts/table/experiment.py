@@ -23,6 +23,7 @@ ORDINARY = {
     "dry": "nothing is trained or written",
     "gpus": "read by the plan alone",
     "search": "read by scripts.search alone",
+    "capacity": "read by scripts.capacity alone",
     "gpus_per_run": "what hardware is asked for",
     "preflight": "what is tried before",
     "workers": "how many runs are trained at a time; the same bytes",

@@ -1,4 +1,8 @@
-"""The tables in README.md, made from the published results: `<!-- table: micro/table2 -->` to `<!-- end -->`."""
+"""The tables in README.md, made from the committed results.
+
+`<!-- table: micro/table2 -->` to `<!-- end -->` is a table of results/published. `<!-- page: FILE, HEADING -->` to
+`<!-- end -->` is the first table below a heading of a rendered page in results/.
+"""
 
 import re
 from collections.abc import Sequence
@@ -8,17 +12,32 @@ import pandas as pd
 
 from scripts.config import ROOT
 
-README = ROOT / "README.md"
+README, RESULTS = ROOT / "README.md", ROOT / "results"
 MARKED = re.compile(r"(<!-- table: (?P<profile>\w+)/(?P<name>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+COPIED = re.compile(r"(<!-- page: (?P<file>[^,\n]+), (?P<heading>[^\n]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 HEAD = ("Method", "Rank", "# Param., measured", "Avg., measured", "# Param., paper", "Avg., paper")
 
 
-def filled(text: str, published: Path) -> str:
-    """`text` with each marked table as the published results give it.
+def filled(text: str, results: Path) -> str:
+    """`text` with each marked table as the committed results give it.
 
-    published: the folder that holds `<profile>/<table>.csv`. Raises FileNotFoundError for a table that is not there.
+    results: the folder that holds `published/<profile>/<table>.csv` and the pages. Raises FileNotFoundError for a file
+    that is not there, ValueError for a page without the heading, or without a table below it.
     """
-    return MARKED.sub(lambda found: f"{found[1]}{_table(published / found['profile'] / found['name'])}{found[4]}", text)
+    text = MARKED.sub(
+        lambda found: f"{found[1]}{_table(results / 'published' / found['profile'] / found['name'])}{found[4]}", text
+    )
+    return COPIED.sub(lambda found: f"{found[1]}{_copied(results / found['file'], found['heading'])}{found[4]}", text)
+
+
+def _copied(page: Path, heading: str) -> str:
+    """The first table below the heading."""
+    if not page.is_file():
+        raise FileNotFoundError(f"README.md shows a table of {page}, which is not there.")
+    found = re.search(rf"^#+ {re.escape(heading)}\n[^#|]*((?:\|.*\n)+)", page.read_text(encoding="utf-8"), re.MULTILINE)
+    if found is None:
+        raise ValueError(f"README.md shows the table below '{heading}' in {page}, which has none.")
+    return found[1]
 
 
 def _table(stem: Path) -> str:

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from scripts.config import ROOT
-from scripts.table.publish import PUBLISHED
-from scripts.table.readme import MARKED, README, filled
+from scripts.table.readme import COPIED, MARKED, README, RESULTS, filled
 
 CSV = """table,source,label,rank,method,r,params,won,seed,column,value,std
 t,measured,LoRA,2,lora_r2,2,4997,True,mean,avg,42.0400,1.2000
@@ -20,12 +19,13 @@ t,paper,LoRA,2,,,5.00M,,,avg,34.9800,
 def test_the_readme_is_current() -> None:
     text = README.read_text(encoding="utf-8")
     assert MARKED.search(text)
-    assert filled(text, PUBLISHED) == text, "run make readme"
+    assert COPIED.search(text)
+    assert filled(text, RESULTS) == text, "run make readme"
 
 
 def test_rows_stand_beside_the_paper_s_and_alone(tmp_path: Path) -> None:
-    (tmp_path / "micro").mkdir()
-    (tmp_path / "micro" / "t.csv").write_text(CSV, encoding="utf-8")
+    (tmp_path / "published" / "micro").mkdir(parents=True)
+    (tmp_path / "published" / "micro" / "t.csv").write_text(CSV, encoding="utf-8")
     text = filled("before\n<!-- table: micro/t -->\nold\n<!-- end -->\nafter", tmp_path)
     assert "| LoRA | 2 | 4,997 | 42.0 ± 1.2 | 5.00M | 35.0 |\n| Mine | 9 | 11 | 1.0 | - | - |\n<!-- end -->" in text
     assert text.startswith("before\n<!-- table: micro/t -->\n| Method")
@@ -38,7 +38,44 @@ def test_a_table_that_is_not_published_is_named(tmp_path: Path) -> None:
         filled("<!-- table: micro/none -->\n<!-- end -->", tmp_path)
 
 
+PAGE = """# Study
+
+## Rows
+A sentence.
+
+| a |
+| --- |
+| 1 |
+
+| b |
+
+## Empty
+Nothing.
+"""
+
+
+def test_the_first_table_below_a_heading_is_copied(tmp_path: Path) -> None:
+    (tmp_path / "page.md").write_text(PAGE, encoding="utf-8")
+    text = "<!-- page: page.md, Rows -->\n| old |\n<!-- end -->"
+    assert filled(text, tmp_path) == "<!-- page: page.md, Rows -->\n| a |\n| --- |\n| 1 |\n<!-- end -->"
+
+
+@pytest.mark.parametrize("heading", ["Row", "Empty"])
+def test_a_page_without_the_table_is_named(heading: str, tmp_path: Path) -> None:
+    (tmp_path / "page.md").write_text(PAGE, encoding="utf-8")
+    with pytest.raises(ValueError, match=f"the table below '{heading}' in .*page.md, which has none"):
+        filled(f"<!-- page: page.md, {heading} -->\n<!-- end -->", tmp_path)
+
+
+def test_a_page_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"README\.md shows a table of .*none\.md"):
+        filled("<!-- page: none.md, Rows -->\n<!-- end -->", tmp_path)
+
+
 def test_pictures_of_the_readme_are_published() -> None:
     pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README.read_text(encoding="utf-8"))
     assert pictures
-    assert all((ROOT / picture).is_file() and picture.startswith("results/published/") for picture in pictures)
+    assert all(
+        (ROOT / picture).is_file() and picture.startswith(("results/published/", "results/capacity/"))
+        for picture in pictures
+    )
