@@ -176,19 +176,42 @@ def _convergence(study: StudySettings, results: Results) -> Iterator[str]:
     if moved:
         yield f"**Not converged**: with twice the steps {', '.join(moved)} change places by more than their intervals."
     else:
-        yield "No two of these rows change places by more than their intervals."
+        yield f"No two of these rows change places by more than their intervals. {_growth(study, results)}"
+
+
+def _growth(study: StudySettings, results: Results) -> str:
+    pairs = [_stored_by_steps(study, study.row(label), results) for label in study.doubled]
+    grown = [100 * (twice.mean / once.mean - 1) for once, twice in pairs if once.mean and twice.count]
+    return (
+        f"The amounts are not those of a longer training: they grow by {min(grown):.0f}% to {max(grown):.0f}%."
+        if grown
+        else ""
+    )
 
 
 def _grown(study: StudySettings, row: RowSettings, results: Results) -> Sequence[str]:
+    bits = [
+        estimate([result["bits_per_parameter"] for result in summary.by_seed(study, row, results, times).values()])
+        for times in (1, 2)
+    ]
+    shown = [_shown(found, 1) for found in _stored_by_steps(study, row, results)]
+    return row.label, *shown, *(_shown(found, 3) for found in bits)
+
+
+def _stored_by_steps(study: StudySettings, row: RowSettings, results: Results) -> list[Estimate]:
+    """What the row stores with the study's steps, and with twice as many."""
     reached = [summary.by_seed(study, row, results, times).values() for times in (1, 2)]
-    stored = [_shown(estimate([summary.stored(study, r) for r in found]), 1) for found in reached]
-    bits = [_shown(estimate([r["bits_per_parameter"] for r in found]), 3) for found in reached]
-    return row.label, *stored, *bits
+    return [estimate([summary.stored(study, result) for result in found]) for found in reached]
 
 
 def _pair(pair: summary.Convergence) -> Sequence[str]:
-    ends = [" ".join(part for part in _signed(one.estimate) if part) for one in (pair.once, pair.twice)]
-    return f"{pair.once.row} less {pair.once.than}", *ends, ("yes" if pair.stays else "no") if pair.known else ""
+    stays = ("yes" if pair.stays else "no") if pair.known else ""
+    return (
+        f"{pair.once.row} less {pair.once.than}",
+        _shown(pair.once.estimate, 2),
+        _shown(pair.twice.estimate, 2),
+        stays,
+    )
 
 
 def _ran_on(results: Results) -> str:
