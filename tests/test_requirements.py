@@ -20,7 +20,8 @@ DISTRIBUTIONS = {"hydra": "hydra-core", "yaml": "pyyaml", "google": "protobuf"} 
 EVERYTHING = ("library", "experiment", "serving", "clusters", "docs", "dev")
 ALLOWED = {  # the groups that stand behind each folder, the longest match counts
     "mos": ("library",),
-    "mos_vllm": ("library", "serving"),
+    "mos_vllm": ("library", "serving", "clusters"),
+    "mos_vllm/ray.py": ("library", "experiment", "serving", "clusters"),  # pydantic, which Ray brings
     "docs": ("library",),
     "data_prep": ("library", "experiment"),
     "eval": ("library", "experiment", "serving"),
@@ -51,7 +52,7 @@ FILES = sorted(path.stem for path in (ROOT / "requirements").glob("*.txt"))
 def pins(group):
     """`{name: version}` of a file of requirements/, names in their canonical form."""
     lines = (ROOT / f"requirements/{group}.txt").read_text(encoding="utf-8").splitlines()
-    found = [re.fullmatch(r"([\w.-]+)==([\w.]+)", line) for line in lines if line and line[0] != "#"]
+    found = [re.fullmatch(r"([\w.-]+)(?:\[\w+\])?==([\w.]+)", line) for line in lines if line and line[0] != "#"]
     assert all(found), f"requirements/{group}.txt holds a line that is no pin"
     return {canonicalize_name(pin.group(1)): pin.group(2) for pin in found}
 

@@ -4,6 +4,7 @@ Its version stands in requirements/harness.txt.
 """
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -24,7 +25,7 @@ from scripts.config import ROOT
 
 def folder(cache_dir: Path | str) -> Path:
     """Where the harness's environment is, or would be."""
-    return Path(cache_dir).resolve() / "harness" / requirement().replace("==", "-")
+    return Path(cache_dir).resolve() / "harness" / re.sub(r"[^\w.]+", "-", requirement())
 
 
 def requirement() -> str:

@@ -26,9 +26,9 @@ LETTER_ITEM = Item("0", "t", "Why?\nA. a\nB. b\nC. c\nD. d\nAnswer:", "C")
 
 
 def test_the_harness_is_pinned_and_not_installed_here():
-    assert harness.requirement().startswith("lm_eval==")
+    assert harness.requirement().startswith("lm_eval[api]==")
     assert importlib.util.find_spec("lm_eval") is None
-    assert harness.folder("cache").is_absolute()
+    assert harness.folder("cache").is_absolute() and harness.folder("cache").name.startswith("lm_eval-api-")
 
 
 def test_a_task_file_holds_our_prompts_and_decoding(tmp_path):

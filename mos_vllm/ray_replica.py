@@ -1,0 +1,81 @@
+"""One replica of Ray Serve LLM: a vLLM engine, and the adapters that come to it when they are asked for."""
+
+import asyncio
+import logging
+import os
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+from fastapi import HTTPException
+from ray import serve
+from ray.llm._internal.common.models import global_id_manager
+from ray.llm._internal.common.utils.lora_utils import get_lora_id
+from ray.llm._internal.serve.core.configs.llm_config import DiskMultiplexConfig
+from ray.llm._internal.serve.utils.lora_serve_utils import LoraModelLoader
+from ray.serve.llm import LLMConfig
+from ray.serve.llm.deployment import LLMServer
+
+from mos_vllm.api import inspect
+from mos_vllm.reading import sub_folder
+
+ADAPTERS = "adapters"  # the key of Ray's experimental_configs under which the folder of adapters is
+PAUSE = 0.2  # seconds between two looks at the engine
+
+logger = logging.getLogger("ray.serve")
+
+
+class FolderLoader(LoraModelLoader):
+    """Adapters are read where they lie. Ray asks for one that this replica does not hold, and counts it as held."""
+
+    async def load_model_from_config(self, lora_model_id: str, llm_config: LLMConfig) -> DiskMultiplexConfig:
+        """Where an adapter is. Raises HTTPException: 404 if there is none, 400 with a sentence if it is broken."""
+        name = get_lora_id(lora_model_id)
+        folder = sub_folder(Path(llm_config.experimental_configs[ADAPTERS]), name)
+        if folder is None:
+            raise HTTPException(404, f"There is no adapter '{name}'.")
+        _, fault = await asyncio.to_thread(inspect, folder, llm_config.engine_kwargs["max_lora_rank"])
+        if fault:
+            raise HTTPException(400, fault.replace(str(folder), name))
+        logger.info("Adapter %s comes to this replica.", name)
+        return DiskMultiplexConfig(
+            model_id=lora_model_id,
+            max_total_tokens=None,
+            local_path=str(folder),
+            lora_assigned_int_id=global_id_manager.next(),
+        )
+
+
+class AdapterServer(LLMServer):
+    """Ray's server of one engine, which takes a folder of adapters and ends when its engine has."""
+
+    async def __init__(self, llm_config: LLMConfig) -> None:
+        self.loading: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        bucket = llm_config.lora_config.dynamic_lora_loading_path
+        await super().__init__(llm_config, model_downloader=None if bucket else FolderLoader)
+        self.watch = asyncio.create_task(self.end_with_engine())
+
+    async def end_with_engine(self) -> None:
+        """End this process with its engine.
+
+        A replica without an engine fails at once, which looks as if it were free, until three health checks have
+        failed.
+        """
+        engine: Any = self.engine
+        while not engine._engine_client.errored:
+            await asyncio.sleep(PAUSE)
+        os._exit(1)
+
+    async def _maybe_resolve_lora_from_multiplex(self) -> None:
+        """Called by Ray before each request. Two first requests for one adapter load it once.
+
+        Raises HTTPException: as the loader; 400 if vLLM refuses the adapter.
+        """
+        name = serve.get_multiplexed_model_id()
+        if not name:
+            return
+        async with self.loading.setdefault(name, asyncio.Lock()):
+            try:
+                await super()._maybe_resolve_lora_from_multiplex()
+            except ValueError as error:
+                raise HTTPException(400, str(error)) from error
