@@ -11,6 +11,7 @@ from typing import Any
 from data_prep.code import code_key
 from data_prep.storage import write_json
 from scripts.cell.provenance import provenance
+from scripts.markdown import pipe_table
 from scripts.measure.serving_bench import Measured, Sizes
 from scripts.measure.training import Ratio
 
@@ -39,8 +40,7 @@ def once(path: Path, sizes: Sizes, measure: Callable[[], list[Measured]]) -> lis
 
 def table(rows: Sequence[Measured]) -> str:
     """The rows in Markdown."""
-    lines = [HEAD, ("---",) * len(HEAD), *map(cells, rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return pipe_table(HEAD, map(cells, rows))
 
 
 def cells(row: Measured) -> tuple[str, ...]:

@@ -1,12 +1,9 @@
 """Which runs a study consists of, and in which order: the search for each row's rate, then the reported seeds."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
-from scripts.study.runs import Run
+from scripts.study.runs import Results, Run
 from scripts.study.settings import RowSettings, StudySettings
-
-Results = Mapping[Run, Mapping[str, Any]]  # of the finished runs
 
 MOST_RATES = 9  # of a row; a search that still has its best rate at the edge then stops, and the report says so
 DIGITS = 6  # of a rate
@@ -33,26 +30,20 @@ def tried(study: StudySettings, row: RowSettings, results: Results) -> list[floa
     """The grid of a row's search, from the lowest: the start and its neighbours, and more where the best is an edge."""
     if study.search_seed is None:
         return [row.rate]
-    exponents = [-1, 0, 1]
-    while len(exponents) < MOST_RATES:
-        best = _best(study, row, exponents, results)
-        if best is None or exponents[0] < best < exponents[-1]:
-            break
-        exponents = [exponents[0] - 1, *exponents] if best == exponents[0] else [*exponents, exponents[-1] + 1]
-    return [_rate(study, row, exponent) for exponent in exponents]
+    low, high = -1, 1
+    while True:
+        rates = [_rate(study, row, exponent) for exponent in range(low, high + 1)]
+        best = _best(study, row, rates, results)
+        if len(rates) >= MOST_RATES or best not in (rates[0], rates[-1]):
+            return rates
+        low, high = (low - 1, high) if best == rates[0] else (low, high + 1)
 
 
 def chosen(study: StudySettings, row: RowSettings, results: Results) -> float | None:
-    """The rate with the most bits per parameter on the search's seed; None while the search goes on.
-
-    Of equal rates the lowest is chosen. A diverged run holds no bits.
-    """
+    """The rate that the search has found; None while it goes on."""
     if study.search_seed is None:
         return row.rate
-    rates = tried(study, row, results)
-    if any(search_run(study, row, rate) not in results for rate in rates):
-        return None
-    return max(rates, key=lambda rate: results[search_run(study, row, rate)]["bits_per_parameter"])
+    return _best(study, row, tried(study, row, results), results)
 
 
 def search_run(study: StudySettings, row: RowSettings, rate: float) -> Run:
@@ -85,12 +76,15 @@ def _by_seed(rows: list[list[Run]]) -> Iterator[Run]:
         yield from of_one_seed
 
 
-def _best(study: StudySettings, row: RowSettings, exponents: list[int], results: Results) -> int | None:
-    """The exponent of the best rate so far, the lowest of equals; None while one is missing."""
-    runs = {exponent: search_run(study, row, _rate(study, row, exponent)) for exponent in exponents}
+def _best(study: StudySettings, row: RowSettings, rates: list[float], results: Results) -> float | None:
+    """The rate with the most bits per parameter on the search's seed; None while one has not been tried.
+
+    Of equal rates the lowest. A diverged run holds no bits.
+    """
+    runs = {rate: search_run(study, row, rate) for rate in rates}
     if any(run not in results for run in runs.values()):
         return None
-    return max(exponents, key=lambda exponent: results[runs[exponent]]["bits_per_parameter"])
+    return max(rates, key=lambda rate: results[runs[rate]]["bits_per_parameter"])
 
 
 def _rate(study: StudySettings, row: RowSettings, exponent: int) -> float:

@@ -8,11 +8,11 @@ from typing import Any
 import pandas as pd
 
 from data_prep import storage
+from scripts.markdown import pipe_table
 from scripts.study import figure, intervals, summary
 from scripts.study.intervals import Estimate, estimate
-from scripts.study.runs import Result, Run, Store
+from scripts.study.runs import Result, Results, Run, Store
 from scripts.study.settings import RowSettings, StudySettings
-from scripts.study.summary import Results
 
 PAPER = 8  # times: "approximately 8x parameter savings" (abstract, Sec. 4.2)
 COLUMNS = [
@@ -48,17 +48,17 @@ def markdown(study: StudySettings, results: Results, model: str) -> str:
         f"# Facts stored per trainable parameter: study `{study.name}` on {model}",
         _about(study, results),
         f"![Facts recalled, and bits per parameter, against trainable parameters]({study.name}.svg)",
-        _pipe(ROWS, _rows(study, results)),
+        pipe_table(ROWS, _rows(study, results)),
         ROWS_NOTE,
     ]
     if study.parity:
         parts += [
             "## The rank of LoRA that stores as much",
-            _pipe(PARITY, _parity(study, results)),
+            pipe_table(PARITY, _parity(study, results)),
             _parity_note(study),
         ]
     if study.claims:
-        parts += ["## The paper's claims", _pipe(CLAIMS, _claims(study, results)), CLAIMS_NOTE]
+        parts += ["## The paper's claims", pipe_table(CLAIMS, _claims(study, results)), CLAIMS_NOTE]
     if study.doubled:
         parts += ["## With twice the steps", *_convergence(study, results)]
     return "\n\n".join([*parts, "## What it ran on", _ran_on(results)]) + "\n"
@@ -166,8 +166,8 @@ def _needed(differences: Sequence[float]) -> str:
 
 def _convergence(study: StudySettings, results: Results) -> Iterator[str]:
     pairs = summary.convergence(study, results)
-    yield _pipe(DOUBLED, (_grown(study, study.row(label), results) for label in study.doubled))
-    yield _pipe(PAIRS, (_pair(pair) for pair in pairs))
+    yield pipe_table(DOUBLED, (_grown(study, study.row(label), results) for label in study.doubled))
+    yield pipe_table(PAIRS, (_pair(pair) for pair in pairs))
     known = [pair for pair in pairs if pair.known]
     if not known:
         yield "Too few of these runs are finished to tell."
@@ -276,8 +276,3 @@ def _rank(value: float, study: StudySettings) -> str:
 
 def _distinct(texts: Iterable[str]) -> str:
     return "; ".join(dict.fromkeys(texts))
-
-
-def _pipe(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    rows = [head, ["---"] * len(head), *lines]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,6 @@ from scripts.study.settings import StudySettings
 VERSION = 1  # of the task and of its training; raise it when a change of code gives other results
 NEEDED = ["model", "method", "seed", "local_model", "runs_dir", "cache_dir"]  # of the config, for a run
 
-Result = dict[str, Any]
-
 
 @dataclass(frozen=True)
 class Run:
@@ -29,6 +27,10 @@ class Run:
     seed: int
     rate: float
     steps: int
+
+
+Result = dict[str, Any]
+Results = Mapping[Run, Result]  # of the finished runs
 
 
 class Store:
@@ -49,8 +51,8 @@ class Store:
 
     def check(self) -> None:
         """Raise ValueError for a row that does not fit the base model, and for facts that it has too few tokens for."""
-        from scripts.cell.shapes import meta_model  # torch: only once the yaml is known to be right
-        from scripts.cost.parameters import trainable_parameters
+        from scripts.cell.parameters import trainable_parameters  # torch: only once the yaml is known to be right
+        from scripts.cell.shapes import meta_model
         from scripts.study.facts import draw
 
         for row in self.study.rows:

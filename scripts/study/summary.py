@@ -1,16 +1,13 @@
 """What the finished runs of a study say: a line per row, the paper's claims, and the runs with twice the steps."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from math import log2
 
 from scripts.study import intervals, plan
 from scripts.study.intervals import Estimate, estimate
-from scripts.study.runs import Result, Run
+from scripts.study.runs import Result, Results
 from scripts.study.settings import ClaimSettings, RowSettings, StudySettings
-
-Results = Mapping[Run, Result]
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from omegaconf import DictConfig
 
 from scripts.config import compose
+from scripts.markdown import pipe_table
 from scripts.table import collect, grid, schema, statistics
 from scripts.table.produce import evaluate_missing
 from scripts.table.render import NAMES, number
@@ -95,10 +96,9 @@ def render_claims(outcomes: Sequence[Outcome], profile: str, seeds: Sequence[int
     """
     head = ["Claim", "Compared", "Measure", "Difference", "95% interval", "By seed"]
     head += [] if no_verdicts else ["Verdict"]
-    lines = [_line(outcome, not no_verdicts) for outcome in outcomes]
-    table = [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *lines)]
+    table = pipe_table(head, (_line(outcome, not no_verdicts) for outcome in outcomes))
     judged = f"No verdicts: {no_verdicts}" if no_verdicts else JUDGED
-    return "\n".join([f"# The paper's claims in the profile {profile}", "", says(seeds), "", judged, "", *table, ""])
+    return "\n".join([f"# The paper's claims in the profile {profile}", "", says(seeds), "", judged, "", table, ""])
 
 
 def says(seeds: Sequence[int]) -> str:

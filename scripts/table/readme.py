@@ -5,12 +5,12 @@
 """
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from scripts.config import ROOT
+from scripts.markdown import pipe_table
 
 README, RESULTS = ROOT / "README.md", ROOT / "results"
 MARKED = re.compile(r"(<!-- table: (?P<profile>\w+)/(?P<name>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -50,7 +50,7 @@ def _table(stem: Path) -> str:
     measured = frame[(frame.source == "measured") & (frame.seed == "mean") & (frame.won == "True")]
     printed = frame[frame.source == "paper"].set_index(["label", "rank"])
     rows = [_row(line, printed) for line in measured.itertuples()]
-    return "\n".join(map(_pipe, [HEAD, ["---"] * len(HEAD), *rows])) + "\n"
+    return pipe_table(HEAD, rows) + "\n"
 
 
 def _row(line: object, printed: pd.DataFrame) -> list[str]:
@@ -68,7 +68,3 @@ def _row(line: object, printed: pd.DataFrame) -> list[str]:
         params or "-",
         theirs,
     ]
-
-
-def _pipe(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"

@@ -9,6 +9,7 @@ import pandas as pd
 from omegaconf import DictConfig
 
 from eval import benchmarks
+from scripts.markdown import pipe_table
 from scripts.table import statistics
 from scripts.table.grid import Row
 from scripts.table.paper import is_copied, long_form, printed
@@ -46,8 +47,8 @@ def markdown(
     """
     shown = [*columns, AVERAGE, LOSS]
     lines = grid_lines(rows, shown, summary, paper)
-    table = _pipe(["Method", "Rank", "Source", "# Param.", *(head[c] for c in shown)], lines)
-    intervals = _pipe(["Method", "Rank", *(head[c] for c in shown)], interval_lines(rows, shown, summary))
+    table = pipe_table(["Method", "Rank", "Source", "# Param.", *(head[c] for c in shown)], lines)
+    intervals = pipe_table(["Method", "Rank", *(head[c] for c in shown)], interval_lines(rows, shown, summary))
     copied = "paper†: copied by the paper from PRoLoRA (Wang et al., 2024b)."
     notes = [*notes, copied] if any(is_copied(paper, row) for row in rows) else notes
     notes = [*notes, *interval_notes(summary), *_comparison_notes(summary)]
@@ -175,11 +176,6 @@ def candidate_notes(rows: Sequence[Row], summary: pd.DataFrame) -> list[str]:
 def number(value: float, column: str = AVERAGE, sign: str = "-") -> str:
     """A score, a loss or a difference as text; sign: "+" shows it also where it is positive."""
     return "-" if pd.isna(value) else f"{value:{sign}.{DIGITS if column == LOSS else 2}f}"
-
-
-def _pipe(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    body = [head, ["---"] * len(head), *lines]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in body)
 
 
 def csv(table: str, summary: pd.DataFrame, entries: Mapping[str, Entry], paper: pd.DataFrame) -> str:

@@ -8,8 +8,8 @@ import pytest
 import torch
 import yaml
 
+from scripts.cell.parameters import trainable_parameters
 from scripts.config import CONFIGS
-from scripts.cost.parameters import trainable_parameters
 from scripts.study import plan, produce, training
 from scripts.study.facts import draw
 from scripts.study.runs import Run, Store
