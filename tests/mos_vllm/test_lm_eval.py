@@ -12,6 +12,7 @@ from eval.golden import byte_tokenizer
 from scripts.config import ROOT, compose
 from scripts.measure import harness
 from tests.mos_vllm.make import save_adapter, tiny_llama
+from tests.mos_vllm.running import ready
 from tests.mos_vllm.test_server import Server  # skips where vLLM or the client is not installed
 
 pytestmark = pytest.mark.slow
@@ -39,14 +40,10 @@ def work(tmp_path_factory):
 def server(work, plugin_environment):
     if not harness.is_ready(CACHE):
         pytest.skip("lm-evaluation-harness has no environment here; `make bench-eval` builds it")
-    server = Server(work, plugin_environment)
-    try:
-        server.wait()
+    with ready(Server(work, plugin_environment)) as server:
         for name, folder in (("dynamic", "named/mos-1"), ("lora-0", "exported/lora-0"), ("lora-2", "exported/lora-2")):
             assert server.load(name, work / folder)[0] == 200
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 import mos
 from tests.mos_vllm.make import save_adapter, tiny_llama
+from tests.mos_vllm.running import free_port, ready
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("vllm", reason="vLLM is not installed")
@@ -52,9 +52,7 @@ class Cluster:
     """`serve run` of the application, in a cluster of its own on the loopback."""
 
     def __init__(self, work: Path, environment: dict[str, str], **arguments) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         self.home = Path(tempfile.mkdtemp(prefix="ray"))  # short: it holds sockets
         engine = {"dtype": "float32", "max_model_len": 128, "max_num_seqs": 16, "enforce_eager": True}
         settings = {"base": str(work / "base"), "adapters": str(work / "users"), "device": "CPU", "max_loras": 2}
@@ -129,12 +127,8 @@ def work(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cluster(work, plugin_environment):
-    cluster = Cluster(work, plugin_environment, replicas=2)
-    try:
-        cluster.wait(2)
+    with ready(Cluster(work, plugin_environment, replicas=2), 2) as cluster:
         yield cluster
-    finally:
-        cluster.stop()
 
 
 @pytest.fixture(scope="module")
@@ -222,9 +216,7 @@ def test_a_request_that_kills_engines_is_refused_and_the_others_are_answered(clu
 
 
 def test_a_second_replica_comes_when_there_are_more_requests(work, plugin_environment):
-    cluster = Cluster(work, plugin_environment, max_replicas=2, requests_per_replica=2)
-    try:
-        cluster.wait(1)
+    with ready(Cluster(work, plugin_environment, max_replicas=2, requests_per_replica=2), 1) as cluster:
         expected = cluster.text("mos-1", tokens=100)
         limit = time.monotonic() + 200
         with ThreadPoolExecutor(8) as pool:
@@ -232,5 +224,3 @@ def test_a_second_replica_comes_when_there_are_more_requests(work, plugin_enviro
                 assert set(pool.map(lambda _: cluster.text("mos-1", tokens=100), range(16))) == {expected}
         cluster.wait(2)
         assert cluster.text("mos-1", tokens=100) == expected
-    finally:
-        cluster.stop()

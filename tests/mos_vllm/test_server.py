@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from transformers import PreTrainedTokenizerFast
 import mos
 from mos_vllm.pack import pack
 from tests.mos_vllm.make import save_adapter, tiny_llama
+from tests.mos_vllm.running import free_port, ready
 from tests.mos_vllm.test_reading import DAMAGE
 
 pytestmark = pytest.mark.slow
@@ -98,9 +98,7 @@ BAD_NAMES = [
 
 class Server:
     def __init__(self, work: Path, environment: dict[str, str]) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         self.url, self.log, self.work = f"http://127.0.0.1:{port}", work / "server.log", work
         flags = {
             "served-model-name": "base",
@@ -181,12 +179,8 @@ def work(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(work, plugin_environment):
-    server = Server(work, plugin_environment)
-    try:
-        server.wait()
+    with ready(Server(work, plugin_environment)) as server:
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture(scope="module")

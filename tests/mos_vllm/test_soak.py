@@ -23,6 +23,7 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 pytest.importorskip("openai", reason="the OpenAI client is not installed")
+from tests.mos_vllm.running import ready
 from tests.mos_vllm.test_server import ADAPTERS, PROMPT, Server, make_adapters
 
 pytestmark = pytest.mark.slow
@@ -37,12 +38,8 @@ ALLOWED = 5.0 if MINUTES >= 3 else 60.0  # MiB a minute
 def server(tmp_path_factory, plugin_environment):
     work = tmp_path_factory.mktemp("soak")
     make_adapters(work)
-    server = Server(work, plugin_environment)
-    try:
-        server.wait()
+    with ready(Server(work, plugin_environment)) as server:
         yield server
-    finally:
-        server.stop()
 
 
 def resident(session):
