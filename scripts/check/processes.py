@@ -14,6 +14,7 @@ from scripts.cell.process import die_with_parent
 
 ROOT = Path(__file__).resolve().parents[2]
 GRACE = 5.0  # seconds in which the processes of a program may end after it
+DEATH = 5.0  # seconds in which a killed process is gone: the system ends it later than it takes the signal
 ENVIRONMENT = {"WANDB_MODE": "disabled", "HF_HUB_OFFLINE": "1"}
 
 
@@ -41,6 +42,7 @@ def started(command: Sequence[str], out: IO[str], err: IO[str]) -> Iterator["sub
         for pid in left_behind(process.pid):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        still_running(process.pid, DEATH)
 
 
 def finished(command: Sequence[str], patience: float) -> str:
@@ -55,15 +57,15 @@ def finished(command: Sequence[str], patience: float) -> str:
             raise ValueError(f"it has not ended after {patience:.0f} s; run {_shown(command)} to see why.") from None
         if code != 0:
             raise ValueError(f"it failed: {_last_line(err) or code} ({_shown(command)} shows all).")
-        if orphans := still_running(process.pid):
+        if orphans := still_running(process.pid, GRACE):
             names = ", ".join(f"process {pid} ({name})" for pid, name in orphans.items())
             raise ValueError(f"it left {names} running, which was ended now; report this with the versions above.")
         return _last_line(out)
 
 
-def still_running(session: int) -> Mapping[int, str]:
-    """The processes of a session that do not end within `GRACE` seconds: their names by their ids."""
-    end = time.monotonic() + GRACE
+def still_running(session: int, patience: float) -> Mapping[int, str]:
+    """The processes of a session that do not end within `patience` seconds: their names by their ids."""
+    end = time.monotonic() + patience
     while (found := left_behind(session)) and time.monotonic() < end:
         time.sleep(0.1)
     return found
