@@ -11,16 +11,16 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.llm._internal.common.errors import VLLM_FATAL_ERRORS
 from ray.llm._internal.serve.core.ingress.ingress import OpenAiIngress
 
-ENDED = (RayActorError, *VLLM_FATAL_ERRORS)  # the replica, or the engine in it, has died
+ENDED: tuple[type[Exception], ...] = (RayActorError, *VLLM_FATAL_ERRORS)  # the replica, or the engine in it, has died
 ATTEMPTS = 3
 PAUSE = 0.5  # seconds until the next attempt
 
 
 class AdapterIngress(OpenAiIngress):
-    """Ray's OpenAI API, with one base model."""
+    """Ray's OpenAI API, with one base model. Its list of models is short: Ray would ask a bucket for each adapter."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, llm_deployments: Any, model_cards: Any, **_: Any) -> None:
+        super().__init__(llm_deployments, model_cards)
         self.alone = asyncio.Lock()
 
     async def _get_model_id(self, model: str | None) -> str:

@@ -4,12 +4,14 @@ import asyncio
 import logging
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from weakref import WeakValueDictionary
 
 from fastapi import HTTPException
 from ray import serve
 from ray.llm._internal.common.models import global_id_manager
+from ray.llm._internal.common.utils.cloud_utils import is_remote_path
 from ray.llm._internal.common.utils.lora_utils import get_lora_id
 from ray.llm._internal.serve.core.configs.llm_config import DiskMultiplexConfig
 from ray.llm._internal.serve.utils.lora_serve_utils import LoraModelLoader
@@ -17,7 +19,7 @@ from ray.serve.llm import LLMConfig
 from ray.serve.llm.deployment import LLMServer
 
 from mos_vllm.api import inspect
-from mos_vllm.reading import sub_folder
+from mos_vllm.reading import names_folder, sub_folder
 
 ADAPTERS = "adapters"  # the key of Ray's experimental_configs under which the folder of adapters is
 PAUSE = 0.2  # seconds between two looks at the engine
@@ -34,10 +36,7 @@ class FolderLoader(LoraModelLoader):
         folder = sub_folder(Path(llm_config.experimental_configs[ADAPTERS]), name)
         if folder is None:
             raise HTTPException(404, f"There is no adapter '{name}'.")
-        _, fault = await asyncio.to_thread(inspect, folder, llm_config.engine_kwargs["max_lora_rank"])
-        if fault:
-            raise HTTPException(400, fault.replace(str(folder), name))
-        logger.info("Adapter %s comes to this replica.", name)
+        await check(folder, name, llm_config)
         return DiskMultiplexConfig(
             model_id=lora_model_id,
             max_total_tokens=None,
@@ -46,13 +45,51 @@ class FolderLoader(LoraModelLoader):
         )
 
 
+class BucketLoader(LoraModelLoader):
+    """Adapters are copied from a bucket by Ray, to a folder of this replica alone.
+
+    In the folder that Ray takes if it is told none, an adapter of another bucket has the same place if it has the same
+    name, and a replica may read what another is writing.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        self.copies = TemporaryDirectory(prefix="mos-adapters-")
+        super().__init__(self.copies.name, **settings)
+
+    async def load_model_from_config(self, lora_model_id: str, llm_config: LLMConfig) -> DiskMultiplexConfig:
+        """Where the copy of an adapter is. Raises HTTPException as `FolderLoader` does."""
+        name = get_lora_id(lora_model_id)
+        if not names_folder(name):
+            raise HTTPException(404, f"There is no adapter '{name}'.")
+        copy = await super().load_model_from_config(lora_model_id, llm_config)
+        try:
+            await check(Path(copy.local_path), name, llm_config)
+        except HTTPException:
+            del self.disk_cache[lora_model_id]  # so that it is copied again
+            raise
+        return copy
+
+
+async def check(folder: Path, name: str, llm_config: LLMConfig) -> None:
+    """Raise HTTPException 400 with a sentence if an adapter is broken, else note in the log that it comes here."""
+    _, fault = await asyncio.to_thread(inspect, folder, llm_config.engine_kwargs["max_lora_rank"])
+    if fault:
+        raise HTTPException(400, fault.replace(str(folder), name))
+    logger.info("Adapter %s comes to this replica.", name)
+
+
 class AdapterServer(LLMServer):
     """Ray's server of one engine, which takes a folder of adapters and ends when its engine has."""
 
-    async def __init__(self, llm_config: LLMConfig) -> None:
+    def _init_multiplex_loader(self, model_downloader_cls: type[LoraModelLoader] | None = None) -> None:
+        """Called by Ray before the engine starts."""
         self.loading: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        bucket = llm_config.lora_config.dynamic_lora_loading_path
-        await super().__init__(llm_config, model_downloader=None if bucket else FolderLoader)
+        bucket = is_remote_path(self._llm_config.experimental_configs[ADAPTERS])
+        super()._init_multiplex_loader(BucketLoader if bucket else FolderLoader)
+
+    async def start(self) -> None:
+        """Start the engine, and a watch over it."""
+        await super().start()
         self.watch = asyncio.create_task(self.end_with_engine())
 
     async def end_with_engine(self) -> None:

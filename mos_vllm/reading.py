@@ -68,12 +68,17 @@ def is_mos(config: dict[str, Any]) -> bool:
     return config.get("peft_type") == "MOS"
 
 
-def sub_folder(root: Path, name: str) -> Path | None:
-    """The folder called `name` in `root`, if it holds an adapter of whatever method.
+def names_folder(name: str) -> bool:
+    """Whether `name` is that of a sub-folder.
 
-    A name with a separator could leave `root`, or be a second name of one adapter: it names none.
+    A name with a separator could leave the folder that it is looked for in, or be a second name of one adapter.
     """
-    if name in ("", ".", "..") or set(name) & set("/\\\0"):
+    return name not in ("", ".", "..") and not set(name) & set("/\\\0")
+
+
+def sub_folder(root: Path, name: str) -> Path | None:
+    """The folder called `name` in `root`, if it holds an adapter of whatever method."""
+    if not names_folder(name):
         return None
     folder = root.absolute() / name
     try:

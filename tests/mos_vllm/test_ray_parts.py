@@ -3,6 +3,8 @@
 import asyncio
 import inspect
 import json
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +13,9 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 pytest.importorskip("ray.serve.llm", reason="Ray Serve is not installed")
 from fastapi import HTTPException
 from ray.exceptions import ActorDiedError, RayTaskError
+from ray.llm._internal.common.utils import lora_utils
 from ray.llm._internal.serve.core.ingress.ingress import OpenAiIngress
+from ray.llm._internal.serve.utils.lora_serve_utils import LoraModelLoader
 from ray.serve.llm import LLMConfig
 from ray.serve.llm.deployment import LLMServer
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -21,8 +25,10 @@ import mos
 from mos_vllm import ray_ingress, ray_replica
 from mos_vllm.ray import Settings, llm_config
 from mos_vllm.ray_ingress import ATTEMPTS, AdapterIngress
-from mos_vllm.ray_replica import AdapterServer, FolderLoader
+from mos_vllm.ray_replica import AdapterServer, BucketLoader, FolderLoader
 from tests.mos_vllm.make import save_adapter
+
+WEIGHTS = "adapter_model.safetensors"
 
 
 @pytest.fixture
@@ -93,6 +99,76 @@ def test_the_loader_names_folders_and_refuses_with_a_sentence(users):
         with pytest.raises(HTTPException) as raised:
             load(users, name)
         assert raised.value.status_code == status and raised.value.detail.startswith(sentence)
+
+
+@pytest.fixture
+def bucket(users, monkeypatch):
+    """The address of a bucket with the content of `users`, as Ray's file system reads it."""
+    address = f"gs://{users.parent.name}"  # of this test alone, since Ray remembers what it has read
+
+    class Files:
+        @staticmethod
+        def get_file(uri):
+            file = users / uri.removeprefix(address + "/")
+            return file.read_text(encoding="utf-8") if file.is_file() else None
+
+        @staticmethod
+        def download_files(path, bucket_uri, **_):
+            shutil.copytree(users / bucket_uri.removeprefix(address + "/"), path, dirs_exist_ok=True)
+
+    monkeypatch.setattr(lora_utils, "CloudFileSystem", Files)
+    return address
+
+
+def test_an_adapter_in_a_bucket_is_copied_to_a_folder_of_the_replica(users, bucket):
+    save_adapter(users / "ann", target_modules=["q_proj"])
+    config = llm_config(Settings(base="base", adapters=bucket))
+    loaders = BucketLoader(), BucketLoader()
+    paths = [asyncio.run(loader.load_model_from_config("base:ann", config)).local_path for loader in loaders]
+    assert paths[0] != paths[1]
+    for path in paths:
+        assert (Path(path) / WEIGHTS).read_bytes() == (users / "ann" / WEIGHTS).read_bytes()
+
+
+def test_an_adapter_in_a_bucket_is_refused_with_a_sentence_until_it_is_mended(users, bucket):
+    loader, config = BucketLoader(), llm_config(Settings(base="base", adapters=bucket))
+    save_adapter(users / "ann", target_modules=["q_proj"])
+    whole = (users / "ann" / WEIGHTS).read_bytes()
+    (users / "ann" / WEIGHTS).write_bytes(whole[:99])
+    for name, status, sentence in (
+        ("none", 404, "Unable to find LoRA adapter"),
+        ("../users/ann", 404, "There is no adapter '../users/ann'."),
+        ("..", 404, "There is no adapter '..'."),
+        ("ann", 400, "MoS adapter 'ann' has a broken or truncated"),
+        ("ann", 400, "MoS adapter 'ann' has a broken or truncated"),
+    ):
+        with pytest.raises(HTTPException) as raised:
+            asyncio.run(loader.load_model_from_config(f"base:{name}", config))
+        assert raised.value.status_code == status and raised.value.detail.startswith(sentence)
+    (users / "ann" / WEIGHTS).write_bytes(whole)
+    assert asyncio.run(loader.load_model_from_config("base:ann", config)).local_path
+
+
+@pytest.mark.parametrize("loader", [FolderLoader, BucketLoader])
+def test_a_replica_has_the_loader_of_its_adapters_and_a_watch_over_its_engine(users, bucket, monkeypatch, loader):
+    async def start(self):
+        self.engine = SimpleNamespace(_engine_client=SimpleNamespace(errored=False))
+
+    async def started():
+        made = AdapterServer.sync_init(llm_config(settings))
+        await made.start()
+        await asyncio.sleep(0)
+        assert not made.watch.done()
+        made.engine._engine_client.errored = True
+        await made.watch
+
+    found, ended = [], []
+    monkeypatch.setattr(LLMServer, "start", start)
+    monkeypatch.setattr(LLMServer, "_init_multiplex_loader", lambda self, given: found.append(given))
+    monkeypatch.setattr(ray_replica.os, "_exit", ended.append)
+    settings = Settings(base="base", adapters=bucket if loader is BucketLoader else str(users))
+    asyncio.run(started())
+    assert (found, ended) == ([loader], [1])
 
 
 @pytest.fixture
@@ -242,21 +318,17 @@ def test_what_vllm_refuses_is_a_400(monkeypatch):
         asyncio.run(server()._maybe_resolve_lora_from_multiplex())
 
 
-def test_a_replica_ends_with_its_engine(monkeypatch):
-    ended = []
-    monkeypatch.setattr(ray_replica.os, "_exit", ended.append)
-    asyncio.run(server(errored=True).end_with_engine())
-    assert ended == [1]
-
-
 def test_ray_still_has_what_is_used():
     """The hooks that are overridden are called by Ray under these names (docs/upgrading.md)."""
     assert "_process_llm_request" in OpenAiIngress.completions.__code__.co_names
     assert "_process_llm_request" in OpenAiIngress.chat.__code__.co_names
-    assert "model_downloader" in inspect.signature(LLMServer.__init__).parameters
+    assert "_init_multiplex_loader" in LLMServer._init_shared.__code__.co_names
+    assert "start" in LLMServer.__init__.__code__.co_names
+    assert {"lora_root", "download_timeout_s", "max_tries"} <= inspect.signature(LoraModelLoader).parameters.keys()
+    assert list(inspect.signature(OpenAiIngress).parameters)[:3] == ["llm_deployments", "model_cards", "lora_paths"]
     assert isinstance(AsyncLLM.errored, property)
     assert "_get_response" in OpenAiIngress._process_llm_request.__code__.co_names
     assert "_get_model_id" in OpenAiIngress._get_response.__code__.co_names
     assert "_maybe_resolve_lora_from_multiplex" in LLMServer._run_request.__code__.co_names
-    assert "load_model_from_config" in FolderLoader.__mro__[1].__dict__
+    assert "load_model_from_config" in LoraModelLoader.__dict__
     assert {"experimental_configs", "lora_config", "server_cls"} <= LLMConfig.model_fields.keys()
