@@ -1,10 +1,13 @@
 """How a process of its own finds the plugin: through an entry point, as an installed package declares it."""
 
 import os
+import signal
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
+
+from tests.mos_vllm.running import interrupt_on_sigterm
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -15,6 +18,15 @@ def distribution(folder: Path, name: str, number: str, entry_points: str = "") -
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {number}\n", encoding="utf-8")
     (info / "entry_points.txt").write_text(entry_points, encoding="utf-8")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ended_by_sigterm():
+    """`timeout` and CI end pytest with SIGTERM: what tests have started must end then too."""
+    before = signal.getsignal(signal.SIGTERM)
+    interrupt_on_sigterm()
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -20,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 import mos
 from mos_vllm.pack import pack
 from tests.mos_vllm.make import save_adapter, tiny_llama
-from tests.mos_vllm.running import free_port, ready
+from tests.mos_vllm.running import end_group, free_port, ready
 from tests.mos_vllm.test_reading import DAMAGE
 
 pytestmark = pytest.mark.slow
@@ -137,13 +136,7 @@ class Server:
         raise RuntimeError(self.log.read_text(encoding="utf-8", errors="replace")[-4000:])
 
     def stop(self) -> None:
-        os.killpg(self.process.pid, signal.SIGTERM)
-        try:
-            self.process.wait(30)
-        except subprocess.TimeoutExpired:
-            pass
-        finally:
-            os.killpg(self.process.pid, signal.SIGKILL)
+        end_group(self.process, 30)
 
     def text(self, model: str, prompt=PROMPT, **options) -> str:
         return self.answer(model, prompt, **options).choices[0].text

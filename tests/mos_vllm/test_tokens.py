@@ -2,12 +2,12 @@
 
 import itertools
 import json
-import subprocess
 import sys
 
 import pytest
 
 import mos
+from tests.mos_vllm import running
 from tests.mos_vllm.make import quantize, save_adapter, tiny_llama
 
 pytestmark = pytest.mark.slow
@@ -49,8 +49,8 @@ def generate(work, plugin_environment):
         path.write_text(json.dumps(full), encoding="utf-8")
         command = [sys.executable, "-m", "tests.mos_vllm.generate", str(work), str(path)]
         environment = plugin_environment | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        code, output = running.run(command, 600, env=environment)
+        assert code == 0, output[-6000:]
         return [json.loads((work / f"{name}-{i}.json").read_text(encoding="utf-8")) for i in range(len(phases))]
 
     return run
