@@ -27,9 +27,10 @@ def main(cfg: DictConfig) -> None:
 
         print(render(cfg, plan(cfg, overrides)))
         return
-    if grid.untrained(grid.cells(cfg, overrides)):
+    cells = grid.cells(cfg, overrides)
+    if grid.untrained(cells):
         prepare(cfg, overrides)
-    cells = grid.cells(cfg, overrides)  # again: a run's key holds the content of the data, which is here now
+        cells = grid.cells(cfg, overrides)  # a run's key holds the content of the data, which is here now
     if not cells:
         print(f"{cfg.table.name}: none of {', '.join(cfg.methods)} is a row of it; nothing to do.")
         return

@@ -165,7 +165,12 @@ def _init(cfg: DictConfig, path: Path, mode: str) -> Any:
         tags=[cfg.profile, *_subject(cfg)],
         config=OmegaConf.to_container(cfg, resolve=True),  # type: ignore[arg-type]
         dir=path,
-        settings=wandb.Settings(silent=mode == "offline", init_timeout=SECONDS_TO_CONNECT, console="off"),
+        settings=wandb.Settings(
+            silent=mode == "offline",
+            init_timeout=SECONDS_TO_CONNECT,
+            console="off",
+            x_save_requirements=mode == "online",  # to list all packages takes a second a run; run.json has ours
+        ),
     )
 
 

@@ -2,6 +2,7 @@ from itertools import combinations
 
 import pytest
 
+from eval import sandbox
 from eval.benchmarks import Item, Prompting, humaneval
 from eval.benchmarks.humaneval import HumanEval, Problem
 
@@ -38,6 +39,24 @@ def test_the_score_is_the_share_of_samples_that_pass_and_notes_say_how_they_ende
     verdict = humaneval.score(item, ["    return 1\n", "    return 2\n", "    return 1", "    return ("])
     assert verdict.scores == (50.0,)
     assert [note == "passed" for note in verdict.notes] == [True, False, True, False]
+
+
+@pytest.mark.parametrize(("status", "runs"), [("passed", 1), ("failed: no", 1), ("timed out", 3)])
+def test_the_same_program_is_run_again_only_if_its_time_was_over(
+    monkeypatch: pytest.MonkeyPatch, status: str, runs: int
+) -> None:
+    started: list[str] = []
+
+    def check(text: str, allow_unprotected: bool) -> sandbox.Outcome:
+        started.append(text)
+        return sandbox.Outcome(status == "passed", status)
+
+    monkeypatch.setattr(humaneval, "_known", {})
+    monkeypatch.setattr(sandbox, "check", check)
+    (item,) = humaneval.items(HumanEval((PROBLEM,)), None, Prompting(chat=True))
+    verdicts = [humaneval.score(item, ["    return 1"]), humaneval.score(item, ["    return 1"] * 2)]
+    assert len(started) == runs
+    assert all(set(verdict.notes) == {status} for verdict in verdicts)
 
 
 def test_nothing_is_stripped() -> None:
