@@ -14,6 +14,7 @@ from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest
 from mos_vllm.adapter import AdapterError
 from mos_vllm.reading import is_mos, read, read_config, sub_folder
 
+UNLOADED = 10_000  # names
 # vLLM passes a worker's error on as text, with words of its own around it.
 SENTENCE = re.compile(r"MoS adapter '.*?(?=', please check the stack trace|$)", re.DOTALL)
 
@@ -64,11 +65,19 @@ def resolving(original: Any) -> Any:
 
 
 async def forget_prefixes(models: Any, request: LoadLoRAAdapterRequest) -> None:
-    """Drop the prefix cache if this name and folder were served before: vLLM would take the earlier weights' for it."""
+    """Drop the prefix cache if this name and folder were served before: vLLM would take the earlier weights' for it.
+
+    It is also dropped once for every `UNLOADED` names that are loaded no more, so that these need not all be kept.
+    """
     served = models.__dict__.setdefault("mos_served", set())
-    if (request.lora_name, request.lora_path) in served:
+    name = (request.lora_name, request.lora_path)
+    full = len(served) >= len(models.lora_requests) + UNLOADED
+    if full:
+        served.clear()
+        served.update((loaded.lora_name, loaded.lora_path) for loaded in models.lora_requests.values())
+    if full or name in served:
         await models.engine_client.reset_prefix_cache(reset_running_requests=True)
-    served.add((request.lora_name, request.lora_path))
+    served.add(name)
 
 
 def inspect(folder: Path, max_rank: int) -> tuple[bool, str | None]:

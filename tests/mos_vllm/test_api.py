@@ -122,6 +122,19 @@ def test_a_lora_adapter_is_left_to_vllm(models, root):
     assert models.lora_requests["a"].load_inplace is True  # as vLLM has it
 
 
+def test_names_that_are_loaded_no_more_are_not_all_kept(models, root, monkeypatch):
+    """When they are forgotten, so are their prefixes; those of loaded adapters are still known."""
+    monkeypatch.setattr(api, "UNLOADED", 5)
+    load(models, "stays", root / "mos")
+    for number in range(25):
+        load(models, f"goes {number}", root / "mos")
+        del models.lora_requests[f"goes {number}"]
+        assert len(models.mos_served) <= 2 + 5
+    assert models.engine_client.resets == 4
+    load(models, "stays", root / "mos", inplace=True)
+    assert models.engine_client.resets == 5
+
+
 def test_a_reload_in_place_is_asked_for_once_and_drops_the_prefix_cache(models, root):
     load(models, "a", root / "mos")
     assert "already been loaded" in load(models, "a", root / "mos").error.message
