@@ -14,9 +14,9 @@ endif
 # What the targets below take, e.g. `make table2 PROFILE=smol METHODS=lora_r2,mos_r8 SEEDS=0,1 LIMIT=40 DATA=data`.
 # scripts/variables.py turns them into overrides. They reach it through the environment and as they were typed, so that a
 # folder may have any name. Unset ones are left to the profile; PROFILE itself goes by what the machine has.
-$(foreach name,PROFILE DATA LIMIT METHODS SEEDS CANDIDATES RATES LAUNCHER DRY SKIP_PREFLIGHT GPU STUDY OVERRIDES,$(eval \
+$(foreach name,PROFILE DATA LIMIT METHODS SEEDS CANDIDATES RATES LAUNCHER DRY SKIP_PREFLIGHT GPU STUDY RUN OPEN_INSTRUCT OVERRIDES,$(eval \
 	export MAKE_$(name) := $$(value $(name))))
-RUN = $(PY) -m scripts.make
+COMMAND = $(PY) -m scripts.make
 
 .PHONY: help
 help:  ## this list
@@ -41,19 +41,19 @@ test-library: $(READY_LIBRARY)  ## lint, types and fast tests of mos alone; `mak
 lint: $(READY)  ## ruff and mypy
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m mypy mos data_prep eval scripts
+	$(PY) -m mypy mos mos_vllm data_prep eval scripts
 
 .PHONY: table1 table2 table3 tables plan preflight
 table1 table2 table3: $(READY)  ## train and evaluate what is missing, render into results/<profile>/ (variables: docs/tables.md)
-	$(RUN) tables table=$@
+	$(COMMAND) tables table=$@
 tables: $(READY)  ## the three tables; DRY=1 walks every cell and prints the plan instead
-	$(RUN) tables table=table1
-	$(RUN) tables table=table2
-	$(RUN) tables table=table3
+	$(COMMAND) tables table=table1
+	$(COMMAND) tables table=table2
+	$(COMMAND) tables table=table3
 preflight: $(READY)  ## try in minutes what TABLE=table2 needs for days; a table does it first (SKIP_PREFLIGHT=1 leaves it out)
-	$(RUN) preflight table=$(or $(TABLE),table2)
+	$(COMMAND) preflight table=$(or $(TABLE),table2)
 plan: $(READY)  ## memory and time of every cell, e.g. TABLE=table2 PROFILE=paper GPU=a100_40g,rtx4090:24:165
-	$(RUN) plan table=$(or $(TABLE),table2)
+	$(COMMAND) plan table=$(or $(TABLE),table2)
 
 .PHONY: gpu-check
 gpu-check: $(READY)  ## try and time in ten minutes what a GPU will do for days; the last line is the GPU-days (docs/gpu.md)
@@ -61,13 +61,13 @@ gpu-check: $(READY)  ## try and time in ten minutes what a GPU will do for days;
 
 .PHONY: lr-search mos-search
 lr-search: $(READY)  ## the learning rates of Appendix A by validation loss: of LoRA 8, or of METHODS, for RATES=own
-	$(RUN) search search=lr
+	$(COMMAND) search search=lr
 mos-search: $(READY)  ## r, l and p of MoS, ranked by validation loss
-	$(RUN) search search=mos
+	$(COMMAND) search search=mos
 
 .PHONY: capacity
 capacity: $(READY)  ## facts stored per trainable parameter, in results/capacity/; 15 minutes, STUDY=full hours (docs/capacity.md)
-	$(RUN) capacity
+	$(COMMAND) capacity
 
 .PHONY: serve-plan
 serve-plan: $(READY)  ## how many adapters a node serves, e.g. MODEL=llama2_70b GPU=h200:8 R=16 E=2 (docs/serving.md)
@@ -79,20 +79,24 @@ serve-demo: $(READY)  ## a thousand MoS adapters in one vLLM server, asked for b
 
 .PHONY: report dashboard publish readme
 report: $(READY)  ## one self-contained page of a profile's tables, plots and loss curves: report/<profile>.html
-	$(RUN) report
+	$(COMMAND) report
 publish: $(READY)  ## your tables in results/<profile>/ into results/published/<profile>/, after a check of their provenance
-	$(RUN) publish
+	$(COMMAND) publish
 readme: $(READY)  ## the tables of README.md, from results/published
 	$(PY) -m scripts.readme
 dashboard: $(READY)  ## a W&B workspace of the same, for the runs of TABLE=table2 (needs WANDB_API_KEY)
-	$(RUN) dashboard table=$(or $(TABLE),table2)
+	$(COMMAND) dashboard table=$(or $(TABLE),table2)
 
 .PHONY: bench
 bench: $(READY)  ## time and memory of MoS against LoRA, as ratios over sizes (some 20 minutes on two cores)
 	$(PY) -m scripts.bench
 .PHONY: bench-eval
 bench-eval: $(READY)  ## items per second against lm-evaluation-harness, adapters against merged checkpoints (needs a network once)
-	MAKE_PROFILE=smol $(RUN) bench_eval 'benchmark=[gsm8k,mmlu]'
+	MAKE_PROFILE=smol $(COMMAND) bench_eval 'benchmark=[gsm8k,mmlu]'
+
+.PHONY: crosscheck
+crosscheck: $(READY)  ## our prompts, scores and data beside open-instruct's, e.g. OPEN_INSTRUCT=path RUN=runs/... (docs/crosscheck.md)
+	$(COMMAND) crosscheck
 
 .PHONY: bench-serve
 bench-serve: $(READY)  ## serving MoS against the exported adapters and against vLLM alone, into docs/performance.md (12 minutes, idle)

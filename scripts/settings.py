@@ -95,6 +95,8 @@ class Settings(BaseModel):
     local_model: Name | None
     limit: PositiveInt | None = Field(examples=["limit=40"])
     runs: Annotated[list[Name], AfterValidator(_distinct)] = Field(examples=["runs=[runs/smol/...]"])
+    open_instruct: Name | None
+    metric_scripts: Name | None
     methods: Names | None = Field(examples=["methods=[lora_r2,mos_r8]"])
     seeds: Seeds = Field(examples=["seeds=[0,1]"])
     candidates: PositiveInt | None

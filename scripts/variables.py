@@ -16,6 +16,8 @@ SETTINGS = {  # variable -> setting, and how its text becomes a value
     "LAUNCHER": ("launcher", "value"),
     "GPU": ("gpus", "list"),
     "STUDY": ("capacity", "value"),
+    "RUN": ("runs", "list"),
+    "OPEN_INSTRUCT": ("open_instruct", "text"),
 }
 SWITCHES = {"DRY": ("dry=false", "dry=true"), "SKIP_PREFLIGHT": (None, "preflight=none")}  # for 0 and for 1
 

@@ -86,9 +86,10 @@ def items(raw: MMLU, tokenizer: Any, prompting: Prompting) -> list[Item]:
 
 
 def _fitting(subject: str, shots: Sequence[Question], question: Question, tokenizer: Any, prompting: Prompting) -> str:
-    """The prompt with as many of the first shots as fit. Without shots it stays as long as it is."""
+    """The prompt with as many of the first shots as fit, `<s>` not counted. Without shots it stays as long as it is."""
     text = prompt(subject, shots, question, prompting)
-    if shots and prompting.max_prompt_tokens and len(tokenizer.encode(text)) > prompting.max_prompt_tokens:
+    limit = prompting.max_prompt_tokens
+    if shots and limit and len(tokenizer.encode(text, add_special_tokens=False)) > limit:
         return _fitting(subject, shots[:-1], question, tokenizer, prompting)
     return text
 

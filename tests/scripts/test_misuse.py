@@ -139,6 +139,11 @@ CASES = {
         command("evaluate", "runs=[x]", "model=llama2_7b"),
         "model=llama2_7b would have no effect",
     ),
+    "no checkout to compare with": (
+        command("crosscheck", "runs=[x]"),
+        "open_instruct names no checkout: git clone https://github.com/allenai/open-instruct",
+    ),
+    "model of a comparison": (command("crosscheck", "model=llama2_7b"), "model=llama2_7b would have no effect"),
     "two benchmarks, one column": (
         benchmark('{gsm_hard: ""}', '{gsm8k: ""}'),
         "The benchmarks 'gsm8k' and 'gsm_hard' both have the column 'gsm8k'; rename it",

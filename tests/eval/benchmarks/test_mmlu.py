@@ -13,7 +13,7 @@ RAW = MMLU({"high_school_x": (QUESTION,) * 5}, {"high_school_x": (QUESTION, QUES
 
 def test_prompts_that_are_too_long_lose_their_last_shots() -> None:
     whole = Prompting(chat=True, letters=LETTERS)
-    lengths = [1 + len(mmlu.prompt("high_school_x", [QUESTION] * shots, QUESTION, whole)) for shots in range(6)]
+    lengths = [len(mmlu.prompt("high_school_x", [QUESTION] * shots, QUESTION, whole)) for shots in range(6)]
     for limit, kept in ((lengths[5], 5), (lengths[5] - 1, 4), (lengths[2], 2), (lengths[0] - 1, 0)):
         prompting = Prompting(chat=True, letters=LETTERS, shots=5, max_prompt_tokens=limit)
         item = mmlu.items(RAW, byte_tokenizer(), prompting)[0]

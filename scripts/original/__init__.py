@@ -1,0 +1,1 @@
+"""Our evaluation and data beside those of open-instruct, item by item (docs/crosscheck.md)."""
