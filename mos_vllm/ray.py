@@ -5,6 +5,7 @@ serve run mos_vllm.ray:app base=BASE adapters=users replicas=2
 See docs/serving_cluster.md.
 """
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +29,8 @@ class Settings(BaseModel):
     adapters_per_replica: adapters that a replica holds; the least recently used leave
     device: CPU only for tests; engine: further arguments of vLLM, as JSON
 
-    Raises ValueError for a folder that does not exist, a name with a colon, an argument that is none of these.
+    Raises ValueError for a folder that does not exist, s3:// without boto3, a name with a colon, an argument that is
+    none of these.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -48,6 +50,8 @@ class Settings(BaseModel):
     @field_validator("adapters")
     @classmethod
     def _found(cls, adapters: str) -> str:
+        if adapters.startswith("s3://") and find_spec("boto3") is None:
+            raise ValueError(f"adapters={adapters} is read with boto3, which is not installed. Run pip install boto3.")
         if adapters.startswith(BUCKETS):
             return adapters.rstrip("/")
         if not Path(adapters).is_dir():

@@ -99,9 +99,12 @@ class Cluster:
         return [int(pid) for pid, _, *args in rows if int(pid) in ours and title in "".join(args)]
 
     def loads(self) -> list[str]:
-        """The adapters that came to a replica, one entry for each replica that one came to."""
-        logs = self.home.glob("**/session_2*/logs/serve/*AdapterServer*")
-        lines = [line for log in logs for line in log.read_text(encoding="utf-8").splitlines()]
+        """The adapters that came to a replica, one entry for each replica that one came to.
+
+        They are in what replicas write to stderr: the start of vLLM closes the files of Ray Serve's logger.
+        """
+        logs = self.home.glob("**/session_2*/logs/worker-*.err")
+        lines = [line for log in logs for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
         return [line.split("Adapter ")[1].split()[0] for line in lines if "comes to this replica" in line]
 
     def stop(self) -> None:
@@ -177,17 +180,21 @@ def test_what_cannot_be_served_is_a_4xx_with_a_sentence(cluster, exported, name,
 
 
 def test_warm_requests_go_where_their_adapter_is(cluster, exported):
-    """Popularity by Zipf's law. A replica has room for all, so that each warm request that goes astray is a load."""
+    """Each adapter once, then by Zipf's law. A replica has room for all, so that a request that goes astray is a load.
+
+    MOS_TEST_CROWD=1000 takes five minutes on two cores.
+    """
     before = len(cluster.loads())
     weights = [1 / rank for rank in range(1, CROWD + 1)]
-    asked = random.Random(0).choices(range(CROWD), weights, k=10 * CROWD)
+    warm = random.Random(0).choices(range(CROWD), weights, k=10 * min(CROWD, 250))
+    asked = [*range(CROWD), *warm]
     with ThreadPoolExecutor(8) as pool:
-        texts = list(pool.map(lambda number: cluster.text(f"crowd-{number}", tokens=12), asked))
+        texts = list(pool.map(lambda number: cluster.text(f"crowd-{number}"), asked))
     assert texts == [exported[number % ADAPTERS] for number in asked]
-    loads, cold = len(cluster.loads()) - before, len(set(asked))
-    assert loads >= cold > CROWD / 2  # or the log was not found
-    local = 1 - (loads - cold) / (len(asked) - cold)
-    print(f"{len(asked)} requests for {cold} adapters: {loads} loads, {local:.3f} of the warm requests were local")
+    loads = len(cluster.loads()) - before
+    assert loads >= CROWD  # or the logs were not found
+    local = 1 - (loads - CROWD) / len(warm)
+    print(f"{len(warm)} warm requests for {CROWD} adapters: {loads} loads, {local:.3f} of the requests were local")
     assert local >= 0.9
 
 

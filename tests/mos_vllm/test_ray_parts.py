@@ -22,7 +22,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 import mos
-from mos_vllm import ray_ingress, ray_replica
+from mos_vllm import ray, ray_ingress, ray_replica
 from mos_vllm.ray import Settings, llm_config
 from mos_vllm.ray_ingress import ATTEMPTS, AdapterIngress
 from mos_vllm.ray_replica import AdapterServer, BucketLoader, FolderLoader
@@ -63,7 +63,15 @@ def test_folders_are_found_from_anywhere(users, monkeypatch):
     monkeypatch.chdir(users.parent)
     settings = Settings(base="users", adapters="users")
     assert settings.base == settings.adapters == str(users)
-    assert Settings(base="hub/name", adapters="s3://bucket/users/").adapters == "s3://bucket/users"
+    assert Settings(base="hub/name", adapters="gs://bucket/users/").adapters == "gs://bucket/users"
+
+
+def test_s3_is_refused_without_the_package_that_reads_it(monkeypatch):
+    monkeypatch.setattr(ray, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="adapters=s3://bucket/users is read with boto3"):
+        Settings(base="b", adapters="s3://bucket/users")
+    monkeypatch.setattr(ray, "find_spec", lambda name: name)
+    assert Settings(base="b", adapters="s3://bucket/users/").adapters == "s3://bucket/users"
 
 
 def test_the_arguments_reach_ray_and_vllm(users):
