@@ -31,20 +31,20 @@ class Row(NamedTuple):
         return f"| {self.name} | {self.what} | {everything} | {self.vllm} |"
 
 
-TAKEN, NOT_TRIED = "yes", "-"
+TAKEN, REFUSED, NOT_TRIED = "yes", "refuses", "-"
 ROWS = [
     Row("Llama", "grouped queries", TAKEN),
-    Row("Mistral", "sliding window", NOT_TRIED),
-    Row("Qwen2", "tied embeddings, biases", NOT_TRIED),
-    Row("Qwen3", "norms of queries and keys", NOT_TRIED),
-    Row("Gemma 2", "sliding window in every other block, tied embeddings", NOT_TRIED),
-    Row("Gemma 3", "sliding window, tied embeddings", NOT_TRIED),
+    Row("Mistral", "sliding window", TAKEN),
+    Row("Qwen2", "tied embeddings, biases", TAKEN),
+    Row("Qwen3", "norms of queries and keys", TAKEN),
+    Row("Gemma 2", "sliding window in every other block, tied embeddings", TAKEN),
+    Row("Gemma 3", "sliding window, tied embeddings", TAKEN),
     Row("Phi 3", "fused projections: `qkv_proj`, `gate_up_proj`", TAKEN),
-    Row("GPT-NeoX", "fused `query_key_value`", NOT_TRIED),
-    Row("GPT-2", "`Conv1D`, fused `c_attn`, tied embeddings", NOT_TRIED),
-    Row("GPT-J", "parallel blocks", NOT_TRIED),
-    Row("OPT", "biases, tied embeddings", NOT_TRIED),
-    Row("BLOOM", "fused `query_key_value`, tied embeddings", NOT_TRIED),
+    Row("GPT-NeoX", "fused `query_key_value`", TAKEN),
+    Row("GPT-2", "`Conv1D`, fused `c_attn`, tied embeddings", REFUSED),
+    Row("GPT-J", "parallel blocks", REFUSED),
+    Row("OPT", "biases, tied embeddings", TAKEN),
+    Row("BLOOM", "fused `query_key_value`, tied embeddings", REFUSED),
     Row("Mixtral", "experts and router as parameters", NOT_TRIED),
     Row("Qwen2-MoE", "experts as parameters, a shared expert", NOT_TRIED, EXPERTS),
     Row("Qwen3-MoE", "experts and router as parameters", NOT_TRIED),
