@@ -1,5 +1,6 @@
 """Base models: fetched and converted once, quantized for training, dequantized for evaluation."""
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import PackageNotFoundError, distribution
@@ -84,7 +85,7 @@ def in_own_process(function: Callable[..., None], *arguments: object) -> None:
     if not torch.cuda.is_available():
         function(*arguments)
         return
-    with ProcessPoolExecutor(1, get_context("spawn"), die_with_parent) as process:
+    with ProcessPoolExecutor(1, get_context("spawn"), die_with_parent, (os.getpid(),)) as process:
         process.submit(function, *arguments).result()
 
 

@@ -161,7 +161,8 @@ def alone(function: Callable[..., Result], *arguments: object) -> Result:
 
     Raises ChildProcessError if the process is killed.
     """
-    with ProcessPoolExecutor(1, get_context("spawn"), start_worker, (len(os.sched_getaffinity(0)),)) as process:
+    threads = len(os.sched_getaffinity(0))
+    with ProcessPoolExecutor(1, get_context("spawn"), start_worker, (os.getpid(), threads)) as process:
         try:
             return process.submit(function, *arguments).result()
         except BrokenProcessPool:

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -32,7 +33,7 @@ def started(command: Sequence[str], out: IO[str], err: IO[str]) -> Iterator["sub
         stderr=err,
         encoding="utf-8",
         start_new_session=True,
-        preexec_fn=die_with_parent,
+        preexec_fn=partial(die_with_parent, os.getpid()),
     )
     try:
         yield process

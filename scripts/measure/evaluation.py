@@ -1,6 +1,7 @@
 """Our evaluation against lm-evaluation-harness, and adapters in one engine against merged checkpoints."""
 
 import json
+import os
 import subprocess
 import tempfile
 import time
@@ -25,6 +26,7 @@ from eval.predictions import read
 from eval.session import Benchmark, Conditions, Job, chosen_items, evaluate
 from mos.common.model import LINEAR_LAYERS
 from scripts.cell.evaluation import load_benchmark
+from scripts.cell.process import die_with_parent
 from scripts.cell.provenance import hardware
 from scripts.config import ROOT
 from scripts.measure import harness
@@ -123,7 +125,7 @@ class Ours:
 
     def __init__(self, cfg: DictConfig, checkpoint: Path, adapters: Sequence[Path], folder: Path) -> None:
         self._order = cfg, checkpoint, adapters, folder
-        self._process = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+        self._process = ProcessPoolExecutor(1, get_context("spawn"), die_with_parent, (os.getpid(),))
         self.load: float = self._process.submit(_loaded, cfg, checkpoint, adapters).result()
 
     def __enter__(self) -> Self:

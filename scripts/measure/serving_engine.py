@@ -11,6 +11,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, Self, TypeVar
 
+from scripts.cell.process import die_with_parent
+
 P = ParamSpec("P")
 T = TypeVar("T")
 SHORT = 16  # tokens of a prompt where the time of a single step is measured
@@ -58,7 +60,7 @@ class Engine:
     """The handle on that process. Engines answer in turns, so that one alone computes."""
 
     def __init__(self, settings: Settings) -> None:
-        self._process = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+        self._process = ProcessPoolExecutor(1, get_context("spawn"), die_with_parent, (os.getpid(),))
         self._process.submit(_start, settings).result()
 
     def __enter__(self) -> Self:

@@ -16,6 +16,7 @@ import hydra
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 
+from scripts.cell.process import die_with_parent
 from scripts.command import print_in_any_locale, sentence
 from scripts.config import CONFIGS, completed
 from scripts.table import local, private
@@ -40,7 +41,7 @@ def launch(
     """
     if launcher is None:
         return local.run(common, jobs, workers, evaluating)
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, get_context("spawn"), die_with_parent, (os.getpid(),)) as pool:
         return pool.submit(_launch, completed(common), [list(job) for job in jobs], launcher, workers).result()
 
 

@@ -100,8 +100,8 @@ def _line(job: Sequence[str], work: Work, error: str) -> str:
     return f"{' '.join(job)}: {what}{error}"
 
 
-def _start(threads: int) -> None:
-    start_worker(threads)
+def _start(parent: int, threads: int) -> None:
+    start_worker(parent, threads)
     print_in_any_locale()
 
 
@@ -112,6 +112,6 @@ def _pool(workers: int) -> ProcessPoolExecutor:
         workers,
         mp_context=get_context("spawn"),
         initializer=_start,
-        initargs=(max(1, len(os.sched_getaffinity(0)) // workers),),
+        initargs=(os.getpid(), max(1, len(os.sched_getaffinity(0)) // workers)),
         max_tasks_per_child=1 if torch.cuda.is_available() else None,
     )
