@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
-ENDED = (
-    "import os, sys; from scripts.cell.process import die_with_parent; die_with_parent(int(sys.argv[1])); print('on')"
-)
+CHILD = "import sys; from scripts.cell.process import die_with_parent; die_with_parent(int(sys.argv[1])); print('on')"
 
 
 def run(parent: int) -> subprocess.CompletedProcess[str]:
