@@ -52,8 +52,9 @@ def answers(server, work, tmp_path):
 
     def ask(name):
         arguments = f"model={name},base_url={server.url}/v1/completions,tokenizer={work / 'base'},num_concurrent=2"
+        arguments += ",tokenizer_backend=huggingface,add_bos_token=True"  # else a prompt of token ids lacks its <s>
         command = [harness.environment(CACHE) / "lm_eval", "run", "--model", "local-completions"]
-        command += ["--model_args", f"{arguments},tokenizer_backend=huggingface", "--tasks", "sums,letters"]
+        command += ["--model_args", arguments, "--tasks", "sums,letters"]
         command += ["--include_path", work / "tasks", "--output_path", tmp_path / name, "--log_samples"]
         done = subprocess.run(command, cwd=tmp_path, env=harness.variables(1, 1), capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
