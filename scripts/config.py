@@ -1,6 +1,8 @@
 """The configs: where they are, what there is to choose, and how they are composed."""
 
+import copy
 import difflib
+import functools
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -38,9 +40,20 @@ OmegaConf.register_new_resolver("config_json", config_json, replace=True)
 
 def compose(overrides: Sequence[str]) -> DictConfig:
     """The root config with Hydra overrides applied, as every entry point sees it."""
+    return copy.deepcopy(_composed(tuple(completed(overrides)), _written()))
+
+
+@functools.lru_cache(maxsize=128)  # Hydra takes a quarter of a second, and a table asks three times for each method
+def _composed(overrides: tuple[str, ...], written: tuple[tuple[Path, int], ...]) -> DictConfig:
+    """written: `_written()`, so that a changed file is read again"""
     started = GlobalHydra.instance().is_initialized()
     with nullcontext() if started else hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return hydra.compose("config", completed(overrides))
+        return hydra.compose("config", list(overrides))
+
+
+def _written() -> tuple[tuple[Path, int], ...]:
+    """Every config file and when it was last written, in nanoseconds."""
+    return tuple((path, path.stat().st_mtime_ns) for path in sorted(CONFIGS.rglob("*.yaml")))
 
 
 def completed(overrides: Sequence[str]) -> list[str]:

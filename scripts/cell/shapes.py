@@ -1,6 +1,7 @@
 """The shapes of a base model, known from its config alone: nothing is downloaded, and weights take no memory."""
 
 import difflib
+import functools
 from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
@@ -56,8 +57,13 @@ def _missing(model: DictConfig) -> str:
     )
 
 
+@functools.cache  # asking for each imports it
+def _causal_decoders() -> list[str]:
+    return [name for name in CONFIG_MAPPING if CONFIG_MAPPING[name] in MODEL_FOR_CAUSAL_LM_MAPPING]
+
+
 def _config_class(model_type: str | None) -> type[PreTrainedConfig]:
-    known = [name for name in CONFIG_MAPPING if CONFIG_MAPPING[name] in MODEL_FOR_CAUSAL_LM_MAPPING]
+    known = _causal_decoders()
     if model_type in known:
         return CONFIG_MAPPING[model_type]
     raise ValueError(

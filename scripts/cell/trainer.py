@@ -215,7 +215,7 @@ def training_arguments(settings: TrainerSettings, seed: int, checkpoints: Path) 
         learning_rate=settings.learning_rate,
         lr_scheduler_type=settings.scheduler,
         warmup_steps=math.ceil(settings.warmup_ratio * settings.max_steps),
-        optim="paged_adamw_32bit" if cuda else "adamw_torch",
+        optim="paged_adamw_32bit" if cuda else "adamw_torch_fused",
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         bf16=settings.compute_dtype == "bfloat16",

@@ -1,11 +1,14 @@
 """What the configs name exists, and every method builds its PEFT config."""
 
+import shutil
+
 import pytest
 from hydra.errors import MissingConfigException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from peft import PeftConfig
 
+from scripts import config
 from scripts.config import choices, compose
 
 METHODS, PROFILES, MODELS = (choices(group) for group in ("method", "profile", "model"))
@@ -62,3 +65,17 @@ def test_unknown_method_lists_the_known_ones():
     with pytest.raises(MissingConfigException) as error:
         compose(["method=moss"])
     assert set(METHODS) <= set(error.value.options)
+
+
+def test_a_composed_config_is_the_callers_own():
+    compose(["method=mos"]).method.r = 77
+    assert compose(["method=mos"]).method.r != 77
+
+
+def test_a_changed_file_is_read_again(tmp_path, monkeypatch):
+    shutil.copytree(config.CONFIGS, tmp_path / "configs")
+    monkeypatch.setattr(config, "CONFIGS", tmp_path / "configs")
+    before = compose(["method=mos"]).method.label
+    file = tmp_path / "configs" / "method" / "mos.yaml"
+    file.write_text(file.read_text(encoding="utf-8").replace(f"label: {before}", "label: Other"), encoding="utf-8")
+    assert (before, compose(["method=mos"]).method.label) == ("MoS", "Other")
