@@ -81,10 +81,15 @@ class Trial:
         return {name: dict(zip(columns, verdict.scores, strict=True)) for name, (_, verdict) in self.verdicts.items()}
 
     def answers(self) -> dict[str, list[list[Any]]]:
-        """`{prompt: [[id, outputs or None], ...]}`, items in the order of the files."""
+        """`{prompt: [[id, outputs or None], ...]}`, items in the order of the files.
+
+        One answer to a prompt counts for all items that have it, because their scripts keep one output per prompt.
+        """
+        outputs = {self.items[name].prompt: record["outputs"] for name, record in self.records.items()}
         found: dict[str, list[list[Any]]] = defaultdict(list)
         for name, item in self.items.items():
-            found[item.prompt].append([name, self.records[name]["outputs"] if name in self.records else None])
+            own = self.records[name]["outputs"] if name in self.records else outputs.get(item.prompt)
+            found[item.prompt].append([name, own])
         return found
 
     def programs(self) -> dict[str, str]:

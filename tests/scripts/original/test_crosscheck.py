@@ -2,6 +2,7 @@
 
 import json
 from ast import literal_eval
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -60,6 +61,13 @@ def test_a_prompt_that_differs_is_counted_shown_and_not_scored(cross_check):
 def test_items_without_an_answer_are_asked_but_not_scored(cross_check):
     found = cross_check(["It is 0", None, "It is 4"])
     assert (found.same_prompt, found.answered, found.same_score, found.said) == (3, 2, 2, None)
+
+
+def test_an_answer_counts_for_every_item_with_its_prompt(tmp_path):
+    trial = fake.trial(tmp_path, ["It is 0", None])
+    first, second = trial.items.values()
+    trial.items[second.id] = replace(second, prompt=first.prompt)
+    assert trial.answers() == {first.prompt: [["0", ["It is 0"]], ["1", ["It is 0"]]]}
 
 
 def test_their_stops_cut_the_outputs(cross_check):

@@ -65,9 +65,11 @@ def made(benchmark, tokenizer, chat, folder):
     items = chosen_items(benchmark, tokenizer, benchmarks.prompting(config, "authors", chat), None)
     rng, answered = random.Random(0), items[:PROGRAMS] if config.get("programs") else items
     path = folder / "run" / "eval" / "made"
+    said: dict[str, list] = {}  # a model says the same to the same prompt
     with Store(path) as store:
         for number, item in enumerate(answered):
-            record = {"id": item.id, "task": item.task, "outputs": outputs(config, item, number, rng)}
+            said.setdefault(item.prompt, outputs(config, item, number, rng))
+            record = {"id": item.id, "task": item.task, "outputs": said[item.prompt]}
             store.add(record | {"prompt": "", "predictions": [], "gold": "", "scores": {}, "notes": []})
     prompts = digest([[item.id, item.prompt, item.gold] for item in items])
     decoding = None if config.get("letters") else {"samples": config.get("samples", 1)}
