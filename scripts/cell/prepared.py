@@ -18,11 +18,12 @@ def prepared(network: PreTrainedModel, trainer: DictConfig) -> PreTrainedModel:
     preparation of a 4-bit model. `trainer.dequantize_once`: the linear layers hold their dequantized weights, in
     `compute_dtype`.
     """
-    network.requires_grad_(False)
     if trainer.upcast:
         # The trainer turns checkpointing on, in the form that needs no gradient of the input.
         network = prepare_model_for_kbit_training(network, use_gradient_checkpointing=False)
-    return network.dequantize(compute_dtype(trainer)) if trainer.dequantize_once else network
+    if trainer.dequantize_once:
+        network = network.dequantize(compute_dtype(trainer))
+    return network.requires_grad_(False)  # at last, since dequantized weights are new parameters
 
 
 def uncheckpointed_tokens(cfg: DictConfig) -> int:

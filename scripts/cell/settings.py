@@ -36,6 +36,8 @@ class TrainerSettings(BaseModel):
     uncheckpointed_tokens: NonNegativeInt | None
     upcast: bool
     dequantize_once: bool
+    attention: Literal["fused", "products"]
+    fast_dropout: bool
     liger: bool
     validation_size: PositiveInt
     eval_steps: PositiveInt

@@ -25,7 +25,9 @@ from data_prep.prepare import Prepared, prepare
 from data_prep.storage import full_disk_named
 from scripts.cell import runs, tracking
 from scripts.cell.adapter import adapter_config
+from scripts.cell.attention import use_products
 from scripts.cell.base_model import load_quantized, load_tokenizer
+from scripts.cell.dropout import use_bits
 from scripts.cell.prepared import prepared, uncheckpointed_tokens
 from scripts.cell.provenance import provenance
 from scripts.cell.settings import TrainerSettings, processes
@@ -77,6 +79,10 @@ def adapted_model(cfg: DictConfig) -> PeftModel:
     config = adapter_config(cfg.method, base)
     set_seed(cfg.seed)
     model = get_peft_model(base, config)
+    if cfg.trainer.attention == "products":
+        use_products(base)
+    if cfg.trainer.fast_dropout:
+        use_bits(model)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(getattr(torch, cfg.trainer.adapter_dtype))

@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 from scripts.cell import base_model, prepared, runs, trainer, training
 from scripts.config import compose
 
+PAPER = ["trainer.dequantize_once=false", "trainer.attention=fused", "trainer.fast_dropout=false"]
 SHORT = ["trainer.micro_batch_size=1", "trainer.max_length=128", "trainer.max_steps=4", "trainer.save_steps=4"]
 
 
@@ -17,7 +18,7 @@ def losses(tiny, tmp_path):
 
     def trained(name, *settings):
         path = training.train(
-            tiny(f"runs_dir={tmp_path / name}", "trainer.gradient_checkpointing=true", *SHORT, *settings)
+            tiny(f"runs_dir={tmp_path / name}", "trainer.gradient_checkpointing=true", *PAPER, *SHORT, *settings)
         )
         adapter = (path / "adapter" / "adapter_model.safetensors").read_bytes()
         info = runs.load(path).info["metrics"]
@@ -58,7 +59,9 @@ def test_a_budget_of_tokens_decides_which_batches_are_checkpointed_and_changes_n
 
 
 @pytest.mark.parametrize("method", [["method=lora"], ["method=mos", "method.equivalent_rank=4"]])
-@pytest.mark.parametrize("setting", ["trainer.upcast=false", "trainer.dequantize_once=true"])
+@pytest.mark.parametrize(
+    "setting", ["trainer.upcast=false", "trainer.dequantize_once=true", "trainer.attention=products"]
+)
 def test_another_precision_gives_the_same_losses_to_rounding_and_another_key(losses, method, setting):
     half = ["trainer.compute_dtype=bfloat16", "trainer.learning_rate=0.001"]
     _, expected, key = losses("paper", *half, *method)
@@ -83,9 +86,16 @@ def test_weights_dequantized_once_are_those_of_each_product(tiny):
 
 @pytest.mark.parametrize(("upcast", "dtype"), [("true", torch.float32), ("false", torch.bfloat16)])
 def test_upcast_decides_the_precision_of_norms_embeddings_and_head(tiny, upcast, dtype):
-    cfg = tiny("trainer.compute_dtype=bfloat16", f"trainer.upcast={upcast}")
+    cfg = tiny("trainer.compute_dtype=bfloat16", f"trainer.upcast={upcast}", "trainer.dequantize_once=false")
     network = prepared.prepared(base_model.load_quantized(cfg.model, cfg.trainer, cfg.cache_dir), cfg.trainer)
     assert {p.dtype for p in network.parameters() if p.is_floating_point()} == {dtype}
+
+
+@pytest.mark.parametrize("upcast", ["true", "false"])
+@pytest.mark.parametrize("once", ["true", "false"])
+def test_the_base_is_frozen(tiny, upcast, once):
+    cfg = tiny(f"trainer.upcast={upcast}", f"trainer.dequantize_once={once}")
+    network = prepared.prepared(base_model.load_quantized(cfg.model, cfg.trainer, cfg.cache_dir), cfg.trainer)
     assert not any(p.requires_grad for p in network.parameters())
 
 
@@ -113,7 +123,7 @@ def test_the_budget_is_asked_of_the_gpu_where_there_is_one(monkeypatch):
 
 
 def test_settings_newer_than_a_run_leave_its_key(tiny):
-    cfg = tiny()
+    cfg = tiny(*PAPER)
     older = cfg.copy()
     OmegaConf.set_struct(older, False)
     for name in ("uncheckpointed_tokens", *runs.NEWER):
