@@ -24,6 +24,8 @@ ORDINARY = {
     "gpus": "read by the plan alone",
     "search": "read by scripts.search alone",
     "capacity": "read by scripts.capacity alone",
+    "open_instruct": "read by scripts.crosscheck alone",
+    "metric_scripts": "read by scripts.crosscheck alone",
     "gpus_per_run": "what hardware is asked for",
     "preflight": "what is tried before",
     "workers": "how many runs are trained at a time; the same bytes",
