@@ -63,7 +63,6 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
     common = {"model": model_key(cfg.model), "method": method, "seed": cfg.seed}
     if cfg.method.config is None:
         return common | base
-    trainer["fast_dropout"] = trainer.get("fast_dropout", False) and _drops_on_a_cpu(cfg)
     settings = {key: value for key, value in trainer.items() if key not in WITHOUT_EFFECT and not _is_older(key, value)}
     return common | {"trainer": settings, "data": _data_identity(cfg)}
 
@@ -104,11 +103,6 @@ def load(path: Path) -> Run:
 
 def _is_older(key: str, value: Any) -> bool:
     return key in NEWER and value == NEWER[key]
-
-
-def _drops_on_a_cpu(cfg: DictConfig) -> bool:
-    """Whether `trainer.fast_dropout` draws other random numbers: there is dropout, and no GPU is asked for."""
-    return bool(cfg.method.dropout) and not cfg.gpus_per_run
 
 
 def _plain(node: Any) -> Any:

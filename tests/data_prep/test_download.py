@@ -11,6 +11,7 @@ import sys
 import tarfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -365,7 +366,12 @@ print(sources.locate(OmegaConf.create(source), None, Path(cache)))
 def test_an_interrupted_download_leaves_no_half_file_and_goes_on(cache, web, sign):
     hang = threading.Event()
     url = web.add("/file.jsonl", CONTENT, cuts=[5 * CHUNK], hang=hang)
-    process = subprocess.Popen([sys.executable, "-c", PROGRAM, url, str(cache)], cwd=ROOT, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, url, str(cache)],
+        cwd=ROOT,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # it is ignored where pytest runs under nohup
+    )
     wait_for(lambda: any(path.stat().st_size for path in cache.rglob("*.part")))
     process.send_signal(sign)
     process.wait(20)

@@ -125,12 +125,9 @@ def test_every_method_gets_it_and_the_base_model_keeps_its_own(config: object, t
     assert all(module.p == 0.1 for module in model.modules() if isinstance(module, BitDropout))
 
 
-def test_a_key_tells_of_it_where_it_draws_other_numbers() -> None:
-    def same(*overrides: str) -> bool:
-        one, other = (compose([*overrides, f"trainer.fast_dropout={value}"]) for value in ("true", "false"))
-        return identity(one) == identity(other)
-
-    assert not same("profile=smol", "method=lora")
-    assert same("profile=smol", "method=lora", "method.dropout=0")
-    assert same("profile=micro", "method=mos")
-    assert same("profile=paper", "method=mos")  # its runs are refused on a CPU
+def test_a_key_tells_of_it_and_the_paper_has_torchs() -> None:
+    one, other = (
+        compose(["profile=smol", "method=lora", f"trainer.fast_dropout={value}"]) for value in ("true", "false")
+    )
+    assert identity(one) != identity(other)
+    assert not compose(["profile=paper"]).trainer.fast_dropout

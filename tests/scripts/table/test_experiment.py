@@ -18,7 +18,7 @@ OTHER = {
     "profile": "profile=paper", "table": "table=table1", "benchmark": "benchmark=[gsm8k,bbh,mmlu,tydiqa,humaneval]",
     "methods": "methods=[lora_r8]", "seeds": "seeds=[5]", "candidates": "candidates=1", "limit": "limit=3",
     "data": "data=generated", "runs": "runs=[x]", "dry": "dry=true", "gpus": "gpus=[h200]", "search": "search=mos",
-    "capacity": "capacity=full",
+    "capacity": "capacity=full", "open_instruct": "open_instruct=x", "metric_scripts": "metric_scripts=x",
     "gpus_per_run": "gpus_per_run=1", "preflight": "preflight=none", "workers": "workers=3", "launcher": "launcher=ray",
     "hydra": "hydra.job.name=x", "wandb": "wandb.project=x", "runs_dir": "runs_dir=x", "cache_dir": "cache_dir=x",
     "results_dir": "results_dir=x", "trainer.logging_steps": "trainer.logging_steps=7",
