@@ -1,10 +1,7 @@
 """Base models: fetched and converted once, quantized for training, dequantized for evaluation."""
 
-import os
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import PackageNotFoundError, distribution
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,7 +24,7 @@ from transformers import (
 
 from data_prep.storage import full_disk_named, made_once
 from scripts.cell import pretraining, runs
-from scripts.cell.process import die_with_parent
+from scripts.cell.process import worker_pool
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
@@ -85,7 +82,7 @@ def in_own_process(function: Callable[..., None], *arguments: object) -> None:
     if not torch.cuda.is_available():
         function(*arguments)
         return
-    with ProcessPoolExecutor(1, get_context("spawn"), die_with_parent, (os.getpid(),)) as process:
+    with worker_pool(1) as process:
         process.submit(function, *arguments).result()
 
 

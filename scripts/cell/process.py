@@ -4,6 +4,10 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Any
 
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 
@@ -28,3 +32,13 @@ def start_worker(parent: int, threads: int) -> None:
     """
     die_with_parent(parent)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+
+
+def worker_pool(
+    workers: int, start: Callable[..., None] = die_with_parent, *arguments: object, **options: Any
+) -> ProcessPoolExecutor:
+    """Processes that end with this one.
+
+    start: called first in each, with the id of this process and the arguments;  options: of `ProcessPoolExecutor`
+    """
+    return ProcessPoolExecutor(workers, get_context("spawn"), start, (os.getpid(), *arguments), **options)

@@ -4,10 +4,8 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -16,7 +14,7 @@ from omegaconf import DictConfig
 
 from eval import sandbox
 from scripts.cell.parameters import trainable_parameters
-from scripts.cell.process import start_worker
+from scripts.cell.process import start_worker, worker_pool
 from scripts.check.walk import Check, LeftOut, walk
 from scripts.config import compose
 from scripts.cost.gpu import RESERVE_GIB
@@ -161,8 +159,7 @@ def alone(function: Callable[..., Result], *arguments: object) -> Result:
 
     Raises ChildProcessError if the process is killed.
     """
-    threads = len(os.sched_getaffinity(0))
-    with ProcessPoolExecutor(1, get_context("spawn"), start_worker, (os.getpid(), threads)) as process:
+    with worker_pool(1, start_worker, len(os.sched_getaffinity(0))) as process:
         try:
             return process.submit(function, *arguments).result()
         except BrokenProcessPool:

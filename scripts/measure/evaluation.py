@@ -1,13 +1,10 @@
 """Our evaluation against lm-evaluation-harness, and adapters in one engine against merged checkpoints."""
 
 import json
-import os
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any, Self
@@ -26,7 +23,7 @@ from eval.predictions import read
 from eval.session import Benchmark, Conditions, Job, chosen_items, evaluate
 from mos.common.model import LINEAR_LAYERS
 from scripts.cell.evaluation import load_benchmark
-from scripts.cell.process import die_with_parent
+from scripts.cell.process import worker_pool
 from scripts.cell.provenance import hardware
 from scripts.config import ROOT
 from scripts.measure import harness
@@ -125,7 +122,7 @@ class Ours:
 
     def __init__(self, cfg: DictConfig, checkpoint: Path, adapters: Sequence[Path], folder: Path) -> None:
         self._order = cfg, checkpoint, adapters, folder
-        self._process = ProcessPoolExecutor(1, get_context("spawn"), die_with_parent, (os.getpid(),))
+        self._process = worker_pool(1)
         self.load: float = self._process.submit(_loaded, cfg, checkpoint, adapters).result()
 
     def __enter__(self) -> Self:

@@ -5,13 +5,11 @@ import itertools
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, Self, TypeVar
 
-from scripts.cell.process import die_with_parent
+from scripts.cell.process import worker_pool
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -60,7 +58,7 @@ class Engine:
     """The handle on that process. Engines answer in turns, so that one alone computes."""
 
     def __init__(self, settings: Settings) -> None:
-        self._process = ProcessPoolExecutor(1, get_context("spawn"), die_with_parent, (os.getpid(),))
+        self._process = worker_pool(1)
         self._process.submit(_start, settings).result()
 
     def __enter__(self) -> Self:

@@ -1,14 +1,12 @@
 """Trains the missing runs of a study, some at a time, each into a file of its own: it can be stopped at any time."""
 
 import functools
-import os
 from collections.abc import Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from multiprocessing import get_context
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 
 from tqdm import tqdm
 
-from scripts.cell.process import start_worker
+from scripts.cell.process import start_worker, worker_pool
 from scripts.study import plan
 from scripts.study.runs import Result, Run, Store
 
@@ -30,7 +28,7 @@ def produce(store: Store, workers: int) -> dict[Run, Result]:
     Raises what a run raises, when those beside it have ended; what is finished by then is kept.
     """
     results = finished(store)
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), start_worker, (os.getpid(), 1))
+    pool = worker_pool(workers, start_worker, 1)
     with pool, tqdm(desc="Capacity", unit="run", initial=len(results), mininterval=2, smoothing=0.1) as bar:
         running: dict[Future[Result], Run] = {}
         while waiting := plan.ready(store.study, results):

@@ -9,14 +9,13 @@ import signal
 import subprocess
 import warnings
 from collections.abc import Sequence
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
-from multiprocessing import get_context
+from concurrent.futures import BrokenExecutor
 
 import hydra
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 
-from scripts.cell.process import die_with_parent
+from scripts.cell.process import worker_pool
 from scripts.command import print_in_any_locale, sentence
 from scripts.config import CONFIGS, completed
 from scripts.table import local, private
@@ -41,7 +40,7 @@ def launch(
     """
     if launcher is None:
         return local.run(common, jobs, workers, evaluating)
-    with ProcessPoolExecutor(1, get_context("spawn"), die_with_parent, (os.getpid(),)) as pool:
+    with worker_pool(1) as pool:
         return pool.submit(_launch, completed(common), [list(job) for job in jobs], launcher, workers).result()
 
 

@@ -7,11 +7,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from functools import partial
-from multiprocessing import get_context
 
 from tqdm import tqdm
 
-from scripts.cell.process import start_worker
+from scripts.cell.process import start_worker, worker_pool
 from scripts.command import EXPECTED, print_in_any_locale, sentence
 from scripts.config import compose
 
@@ -108,10 +107,5 @@ def _start(parent: int, threads: int) -> None:
 def _pool(workers: int) -> ProcessPoolExecutor:
     import torch
 
-    return ProcessPoolExecutor(
-        workers,
-        mp_context=get_context("spawn"),
-        initializer=_start,
-        initargs=(os.getpid(), max(1, len(os.sched_getaffinity(0)) // workers)),
-        max_tasks_per_child=1 if torch.cuda.is_available() else None,
-    )
+    threads = max(1, len(os.sched_getaffinity(0)) // workers)
+    return worker_pool(workers, _start, threads, max_tasks_per_child=1 if torch.cuda.is_available() else None)

@@ -90,6 +90,14 @@ def load(users, name) -> str:
     return asyncio.run(FolderLoader().load_model_from_config(f"base:{name}", config)).local_path
 
 
+def assert_refused(load, cases):
+    """cases: (name, status, beginning of the sentence)"""
+    for name, status, sentence in cases:
+        with pytest.raises(HTTPException) as raised:
+            load(name)
+        assert raised.value.status_code == status and raised.value.detail.startswith(sentence)
+
+
 def test_the_loader_names_folders_and_refuses_with_a_sentence(users):
     save_adapter(users / "ann", target_modules=["q_proj"])
     mos.export_lora(users / "ann", users / "bob")
@@ -97,16 +105,14 @@ def test_the_loader_names_folders_and_refuses_with_a_sentence(users):
     save_adapter(users / "wide", target_modules=["q_proj"], r=9)
     (users / "cut").mkdir()
     (users / "cut" / "adapter_config.json").write_text('{"peft_type": "MOS"}', encoding="utf-8")
-    for name, status, sentence in (
+    cases = (
         ("none", 404, "There is no adapter 'none'."),
         ("../users/ann", 404, "There is no adapter '../users/ann'."),
         ("", 404, "There is no adapter ''."),
         ("wide", 400, "MoS adapter 'wide' is too large: r=9 of"),
         ("cut", 400, "MoS adapter 'cut' has"),
-    ):
-        with pytest.raises(HTTPException) as raised:
-            load(users, name)
-        assert raised.value.status_code == status and raised.value.detail.startswith(sentence)
+    )
+    assert_refused(lambda name: load(users, name), cases)
 
 
 @pytest.fixture
@@ -143,16 +149,14 @@ def test_an_adapter_in_a_bucket_is_refused_with_a_sentence_until_it_is_mended(us
     save_adapter(users / "ann", target_modules=["q_proj"])
     whole = (users / "ann" / WEIGHTS).read_bytes()
     (users / "ann" / WEIGHTS).write_bytes(whole[:99])
-    for name, status, sentence in (
+    cases = (
         ("none", 404, "Unable to find LoRA adapter"),
         ("../users/ann", 404, "There is no adapter '../users/ann'."),
         ("..", 404, "There is no adapter '..'."),
         ("ann", 400, "MoS adapter 'ann' has a broken or truncated"),
         ("ann", 400, "MoS adapter 'ann' has a broken or truncated"),
-    ):
-        with pytest.raises(HTTPException) as raised:
-            asyncio.run(loader.load_model_from_config(f"base:{name}", config))
-        assert raised.value.status_code == status and raised.value.detail.startswith(sentence)
+    )
+    assert_refused(lambda name: asyncio.run(loader.load_model_from_config(f"base:{name}", config)), cases)
     (users / "ann" / WEIGHTS).write_bytes(whole)
     assert asyncio.run(loader.load_model_from_config("base:ann", config)).local_path
 

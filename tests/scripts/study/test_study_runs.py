@@ -52,7 +52,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
             ended.append(run)
             return done
 
-    monkeypatch.setattr(produce, "ProcessPoolExecutor", Here)
+    monkeypatch.setattr(produce, "worker_pool", Here)
     return ended
 
 
