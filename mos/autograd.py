@@ -64,24 +64,33 @@ class PoolGradient(torch.autograd.Function):
 
 
 class Assemble(torch.autograd.Function):
-    """The factor of one block: its values come from the pool, its gradient goes to the stand-in as it is."""
+    """The factors of one block: their values come from the pools, their gradients go to the stand-ins as they are."""
 
     @staticmethod
-    def forward(ctx: Any, stand_in: Tensor, pool: Tensor, index: Tensor, refusal: str | None) -> Tensor:
-        """pool: (n, s), detached; index: (r, l); returns (r, l * s).
+    def forward(
+        ctx: Any,
+        stand_in_a: Tensor,
+        stand_in_b: Tensor,
+        pool_a: Tensor,
+        pool_b: Tensor,
+        index: Tensor,
+        refusal: str | None,
+    ) -> Pair:
+        """pool_a, pool_b: (n, s), detached; index: (2, r, l); returns the rows of A (r, h), the columns of B (r, o).
 
         refusal: why backward would give wrong gradients; it raises RuntimeError then, if it runs
         """
-        if pool.requires_grad:
+        if pool_a.requires_grad or pool_b.requires_grad:
             raise RuntimeError("The gradient of a pool goes through its stand-in: pass the pool detached.")
+        ctx.set_materialize_grads(False)
         ctx.refusal = refusal
-        return assemble(pool, index)
+        return assemble(pool_a, index[0]), assemble(pool_b, index[1])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         if ctx.refusal:
             raise RuntimeError(ctx.refusal)
-        return grad, None, None, None
+        return *grads, None, None, None, None
 
 
 class StandIns(NamedTuple):

@@ -1,13 +1,12 @@
 """The MoS layer: the pools that it shares with the other blocks, its indices, and the factors that come out of them."""
 
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from mos.autograd import Assemble, Collector
+from mos.autograd import Assemble, Collector, Pair
 from mos.common import private
 from mos.common.layer import LowRankLayer, require_finite
 from mos.common.parameters import AdapterParameters, Weight
@@ -28,13 +27,10 @@ class Pool(Weight):
     It is called, rather than read, so that the hooks of those who keep weights elsewhere (accelerate) bring it here.
     """
 
-    def forward(self, index: Tensor, stand_in: Tensor | None = None, refusal: str | None = None) -> Tensor:
-        """One factor, (r, l * s), on the device of `index` (r, l); gradients go to `stand_in` if there is one."""
+    def forward(self, index: Tensor) -> Tensor:
+        """One factor, (r, l * s), on the device of `index` (r, l)."""
         weight = self.weight
-        here = index.to(weight.device)
-        if stand_in is None:
-            return assemble(weight, here).to(index.device)
-        return cast(Tensor, Assemble.apply(stand_in, weight.detach(), here, refusal)).to(index.device)
+        return assemble(weight, index.to(weight.device)).to(index.device)
 
 
 class Group:
@@ -135,7 +131,7 @@ class MosLayer(LowRankLayer):
             a = a * self.mos_scale[adapter].to(a.dtype)[:, None]  # (r, h) (r, 1)
         return a, b.T
 
-    def _assembled(self, adapter: str) -> Sequence[Tensor]:
+    def _assembled(self, adapter: str) -> Pair:
         """The rows of A (r, h) and the columns of B (r, o).
 
         Raises RuntimeError if gradients are wanted that would not reach the pools, or not wholly.
@@ -148,22 +144,19 @@ class MosLayer(LowRankLayer):
                 f"The pools of adapter '{adapter}' are offloaded and cannot be trained; keep them in memory."
             )
         if not torch.is_grad_enabled():
-            return [pool(i) for pool, i in zip(pools, index, strict=True)]
-        if offloaded or not any(pool.weight.requires_grad for pool in pools):
-            with torch.no_grad():
-                return [pool(i) for pool, i in zip(pools, index, strict=True)]
-        if any(pool.is_torn() for pool in pools):
-            raise RuntimeError(TORN.format(adapter=adapter))
-        if private.is_transformed() or any(private.is_partitioned(pool.weight) for pool in pools):
-            return [pool(i) for pool, i in zip(pools, index, strict=True)]
-        return self._collected(adapter, pools, index)
-
-    def _collected(self, adapter: str, pools: tuple[Pool, Pool], index: Tensor) -> Sequence[Tensor]:
-        """The same, with the gradients of all blocks scattered together."""
+            return pools[0](index[0]), pools[1](index[1])
         weights = pools[0].weight, pools[1].weight
-        stand_ins = self.collectors[adapter].take(weights, index.to(weights[0].device))
-        refusal = self.refusal()
-        return [pool(i, stand_in, refusal) for pool, i, stand_in in zip(pools, index, stand_ins, strict=True)]
+        if offloaded or not (weights[0].requires_grad or weights[1].requires_grad):
+            with torch.no_grad():
+                return pools[0](index[0]), pools[1](index[1])
+        if pools[0].is_torn() or pools[1].is_torn():
+            raise RuntimeError(TORN.format(adapter=adapter))
+        if private.is_transformed() or private.is_partitioned(weights[0]) or private.is_partitioned(weights[1]):
+            return pools[0](index[0]), pools[1](index[1])
+        here = index.to(weights[0].device)
+        stand_ins = self.collectors[adapter].take(weights, here)
+        a, b = Assemble.apply(*stand_ins, weights[0].detach(), weights[1].detach(), here, self.refusal())
+        return a.to(index.device), b.to(index.device)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """As for every layer; with `safe_merge` also shards that no block selected must be finite."""

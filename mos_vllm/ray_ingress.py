@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import nullcontext
+from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import HTTPException, Response
@@ -10,6 +10,8 @@ from fastapi.responses import JSONResponse
 from ray.exceptions import RayActorError, RayTaskError
 from ray.llm._internal.common.errors import VLLM_FATAL_ERRORS
 from ray.llm._internal.serve.core.ingress.ingress import OpenAiIngress
+
+from mos_vllm.ray_replica import EngineGone
 
 ENDED: tuple[type[Exception], ...] = (RayActorError, *VLLM_FATAL_ERRORS)  # the replica, or the engine in it, has died
 ATTEMPTS = 3
@@ -21,7 +23,7 @@ class AdapterIngress(OpenAiIngress):
 
     def __init__(self, llm_deployments: Any, model_cards: Any, **_: Any) -> None:
         super().__init__(llm_deployments, model_cards)
-        self.alone = asyncio.Lock()
+        self.suspects = Suspects()
 
     async def _get_model_id(self, model: str | None) -> str:
         """`base:ann` for `ann`. Raises HTTPException 404 for another base model."""
@@ -41,15 +43,17 @@ class AdapterIngress(OpenAiIngress):
     async def _get_response(self, *, body: Any, **options: Any) -> AsyncGenerator[Any, None]:
         """The answer of a replica, in parts. If the replica dies before the first part, another one is asked.
 
-        The request may be what it died of. So it is asked at most `ATTEMPTS` times, the last time with no other
-        request that has seen a replica die: then only one that kills engines is refused.
+        The request may be what it died of. So it is asked until `ATTEMPTS` engines have died with it, the last time
+        with no other suspect (`Suspects`): then only one that kills engines is refused. An engine that had died before
+        the request came does not count.
 
         Raises HTTPException: 400 for such a request, 404 and 400 for an adapter that is not there or is broken.
         """
         body = body.model_copy(update={"model": await self._get_model_id(body.model)})
-        for attempt in range(1, ATTEMPTS + 1):
+        deaths = 0
+        while deaths < ATTEMPTS:
             begun = False
-            async with self.alone if attempt == ATTEMPTS else nullcontext():
+            async with self.suspects.turn(deaths):
                 try:
                     async for part in super()._get_response(body=body, **options):
                         begun = True
@@ -58,10 +62,39 @@ class AdapterIngress(OpenAiIngress):
                 except ENDED:
                     if begun:
                         raise
+                    deaths += 1
                 except RayTaskError as error:
-                    raise refused(error) from None
-            await asyncio.sleep(PAUSE)
+                    if not isinstance(error.cause, EngineGone):
+                        raise refused(error) from None
+                await asyncio.sleep(PAUSE)
         raise HTTPException(400, f"{ATTEMPTS} engines have died with this request in them; it is not tried again.")
+
+
+class Suspects:
+    """Requests with which an engine has died. One of them killed it, and the others must not stay in its company.
+
+    Their second attempts run beside each other, since they may be many. A last attempt runs beside none of them.
+    """
+
+    def __init__(self) -> None:
+        self.running: list[int] = []  # the deaths that each has seen
+        self.changed = asyncio.Condition()
+
+    @asynccontextmanager
+    async def turn(self, deaths: int) -> AsyncGenerator[None, None]:
+        """Wait until a request that has seen so many deaths may run. A request without any is no suspect."""
+        if not deaths:
+            yield
+            return
+        async with self.changed:
+            await self.changed.wait_for(lambda: not self.running or max(deaths, *self.running) < ATTEMPTS - 1)
+            self.running.append(deaths)
+        try:
+            yield
+        finally:
+            async with self.changed:
+                self.running.remove(deaths)
+                self.changed.notify_all()
 
 
 def refused(error: RayTaskError) -> Exception:

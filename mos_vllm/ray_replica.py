@@ -27,6 +27,10 @@ PAUSE = 0.2  # seconds between two looks at the engine
 logger = logging.getLogger("ray.serve")
 
 
+class EngineGone(Exception):
+    """A request came to a replica whose engine had died before."""
+
+
 class FolderLoader(LoraModelLoader):
     """Adapters are read where they lie. Ray asks for one that this replica does not hold, and counts it as held."""
 
@@ -106,8 +110,11 @@ class AdapterServer(LLMServer):
     async def _maybe_resolve_lora_from_multiplex(self) -> None:
         """Called by Ray before each request. Two first requests for one adapter load it once.
 
-        Raises HTTPException: as the loader; 400 if vLLM refuses the adapter.
+        Raises EngineGone if the engine has died; HTTPException as the loader, and 400 if vLLM refuses the adapter.
         """
+        engine: Any = self.engine
+        if engine._engine_client.errored:
+            raise EngineGone
         name = serve.get_multiplexed_model_id()
         if not name:
             return

@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from mos.common import private
 from mos.common.config import LowRankConfig
-from mos.common.keeping import Keeping
+from mos.common.keeping import Keeping, Pair
 from mos.common.low_rank import add_low_rank
 
 EARLY_REDUCTION = (
@@ -82,17 +82,17 @@ class LowRankLayer(Keeping, nn.Module, BaseTunerLayer):
         x = self.dropout[adapter](self._cast_input_dtype(x, a.dtype))
         if y.dtype != a.dtype and y.dtype.itemsize >= a.dtype.itemsize:  # autocast: y must not lose precision
             return y + F.linear(F.linear(x, a), b) * self.scaling[adapter]
-        tokens, outputs = x.reshape(-1, self.in_features), y.reshape(-1, self.out_features)  # (..., h) -> (t, h)
-        return add_low_rank(outputs.to(a.dtype), tokens, a, b.T, self.scaling[adapter]).view(y.shape)
+        return add_low_rank(y.to(a.dtype), x, a, b, self.scaling[adapter])
 
     def present_factors(self, adapter: str, x: Tensor) -> tuple[Tensor, Tensor]:
         """A (r, h) and B (o, r) for the tokens x: in the type of autocast, and kept ones within `kept_factors`."""
         dtype = private.autocast_dtype(x)
-        kept = self.kept.pairs if self.kept is not None and self.kept.usable(self.training) else {}
-        if (adapter, dtype) not in kept:
-            a, b = self.factors(adapter)
-            kept[adapter, dtype] = a.to(dtype or a.dtype), b.to(dtype or b.dtype)
-        return kept[adapter, dtype]
+        if self.kept is None or not self.kept.usable(self.training):
+            return in_type(self.factors(adapter), dtype)
+        pairs = self.kept.pairs
+        if (adapter, dtype) not in pairs:
+            pairs[adapter, dtype] = in_type(self.factors(adapter), dtype)
+        return pairs[adapter, dtype]
 
     def note_ddp(self) -> None:
         """Remember whether DDP runs this forward pass and averages gradients early; a recomputation cannot tell."""
@@ -190,6 +190,11 @@ class LowRankLayer(Keeping, nn.Module, BaseTunerLayer):
 
     def extra_repr(self) -> str:
         return quantization_extra_repr(self)
+
+
+def in_type(factors: Pair, dtype: torch.dtype | None) -> Pair:
+    """A and B in `dtype`, or as they are for None."""
+    return factors if dtype is None else (factors[0].to(dtype), factors[1].to(dtype))
 
 
 def require_finite(adapter: str, *tensors: Tensor) -> None:

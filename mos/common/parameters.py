@@ -46,8 +46,10 @@ class Weight(nn.Module):
         Modules on the meta device do not count: the block that they belong to has been unloaded.
         """
         own = self.weight
-        ends = (self.tied[0], self.tied[-1])  # whatever tears them apart works block by block, so two tell
-        return not own.is_meta and any((other := each.weight) is not own and not other.is_meta for each in ends)
+        first, last = self.tied[0].weight, self.tied[-1].weight  # what tears them works block by block, so two tell
+        if first is own and last is own:
+            return False
+        return not own.is_meta and any(other is not own and not other.is_meta for other in (first, last))
 
 
 class AdapterParameters(nn.ParameterDict):

@@ -144,18 +144,18 @@ def test_a_learned_scale_trains(x):
 def test_low_rank_product_and_its_gradients(needed):
     """Against plain products, with any of its inputs frozen; and second derivatives."""
     generator = torch.Generator().manual_seed(0)
-    shapes = {"y": (5, 6), "x": (5, 12), "a": (3, 12), "b": (3, 6)}
+    shapes = {"y": (2, 3, 6), "x": (2, 3, 12), "a": (4, 12), "b": (6, 4)}
     y, x, a, b = (
         torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_(bool(flag))
         for shape, flag in zip(shapes.values(), needed, strict=True)
     )
-    torch.testing.assert_close(add_low_rank(y, x, a, b, 0.7), y + 0.7 * x @ a.T @ b)
+    torch.testing.assert_close(add_low_rank(y, x, a, b, 0.7), y + 0.7 * x @ a.T @ b.T)
     assert torch.autograd.gradcheck(lambda *each: add_low_rank(*each, 0.7), (y, x, a, b))
     assert torch.autograd.gradgradcheck(lambda *each: add_low_rank(*each, 0.7), (y, x, a, b))
 
 
 def test_the_low_rank_product_is_one_node():
-    y, x, a, b = (torch.randn(shape, requires_grad=True) for shape in ((5, 6), (5, 12), (3, 12), (3, 6)))
+    y, x, a, b = (torch.randn(shape, requires_grad=True) for shape in ((5, 6), (5, 12), (3, 12), (6, 3)))
     node = add_low_rank(y, x, a, b, 1.0).grad_fn
     assert type(node).__name__ == f"{AddLowRank.__name__}Backward"
 
@@ -204,19 +204,22 @@ def test_collected_gradients_reach_the_pools_however_many_blocks_take_part(taker
                 expected[i].index_add_(0, index[i].flatten(), torch.ones(6, 2))
         total = 0
         for index in indices:
-            for pool, i, stand_in in zip(pools, index, collector.take(pools, index), strict=True):
-                total = total + Assemble.apply(stand_in, pool.detach(), i, None).sum()
+            detached = (pool.detach() for pool in pools)
+            for each in Assemble.apply(*collector.take(pools, index), *detached, index, None):
+                total = total + each.sum()
         for pool, got in zip(pools, torch.autograd.grad(total, pools), strict=True):
             torch.testing.assert_close(got, expected[0 if pool is pools[0] else 1])
 
 
 def test_gradients_that_would_be_lost_are_refused():
-    pool = torch.randn(12, 2, requires_grad=True)
-    index = torch.zeros(1, 2, dtype=torch.int)
-    stand_in = torch.zeros(1, 4, requires_grad=True)
-    with pytest.raises(RuntimeError, match="pass the pool detached"):
-        Assemble.apply(stand_in, pool, index, None)
-    y = Assemble.apply(stand_in, pool.detach(), index, "not now")
-    assert torch.equal(y, assemble(pool, index))
+    pools = torch.randn(2, 12, 2, requires_grad=True)
+    index = torch.zeros(2, 1, 2, dtype=torch.int)
+    stand_ins = torch.zeros(2, 1, 4, requires_grad=True)
+    for pair in ((pools[0], pools[1].detach()), (pools[0].detach(), pools[1])):
+        with pytest.raises(RuntimeError, match="pass the pool detached"):
+            Assemble.apply(*stand_ins, *pair, index, None)
+    factors = Assemble.apply(*stand_ins, *pools.detach(), index, "not now")
+    for pool, own, got in zip(pools, index, factors, strict=True):
+        assert torch.equal(got, assemble(pool, own))
     with pytest.raises(RuntimeError, match="not now"):
-        y.sum().backward()
+        factors[1].sum().backward()

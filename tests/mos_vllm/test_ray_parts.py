@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,7 +26,7 @@ import mos
 from mos_vllm import ray, ray_ingress, ray_replica
 from mos_vllm.ray import Settings, llm_config
 from mos_vllm.ray_ingress import ATTEMPTS, AdapterIngress
-from mos_vllm.ray_replica import AdapterServer, BucketLoader, FolderLoader
+from mos_vllm.ray_replica import AdapterServer, BucketLoader, EngineGone, FolderLoader
 from tests.mos_vllm.make import save_adapter
 
 WEIGHTS = "adapter_model.safetensors"
@@ -218,7 +219,7 @@ def replicas(monkeypatch):
     acts, seen = [], []
 
     async def respond(self, *, body, **options):
-        seen.append((body.model, self.alone.locked()))
+        seen.append((body.model, list(self.suspects.running)))
         for part in acts.pop(0):
             if isinstance(part, Exception):
                 raise part
@@ -242,8 +243,8 @@ def test_a_request_outlives_the_replica_that_had_it(ingress, replicas, death, de
     acts, seen = replicas
     acts += [[death]] * deaths + [["text"]]
     assert asyncio.run(answer(ingress)) == ["text"]
-    assert seen == [("base:ann", number == ATTEMPTS - 1) for number in range(deaths + 1)]  # the last time alone
-    assert not ingress.alone.locked()
+    assert seen == [("base:ann", [number] * (number > 0)) for number in range(deaths + 1)]
+    assert not ingress.suspects.running
 
 
 def test_a_request_that_kills_engines_is_refused(ingress, replicas):
@@ -252,7 +253,44 @@ def test_a_request_that_kills_engines_is_refused(ingress, replicas):
     with pytest.raises(HTTPException, match="3 engines have died with this request in them") as raised:
         asyncio.run(answer(ingress))
     assert raised.value.status_code == 400  # clients repeat a 500
-    assert len(seen) == ATTEMPTS and not ingress.alone.locked()
+    assert len(seen) == ATTEMPTS and not ingress.suspects.running
+
+
+def test_an_engine_that_had_died_before_does_not_count(ingress, replicas):
+    acts, _ = replicas
+    gone = RayTaskError("f", "Traceback ...", EngineGone()).as_instanceof_cause()
+    acts += [[gone], [ActorDiedError()], [gone], [EngineDeadError()], [gone], [gone], ["text"]]
+    assert asyncio.run(answer(ingress)) == ["text"]
+    assert not acts and not ingress.suspects.running
+
+
+def test_a_last_attempt_is_with_no_other_suspect_and_second_ones_run_together(ingress, monkeypatch):
+    """Two requests kill the one engine before it can answer the three others; the engine that follows does the same."""
+    engine, seen = [], []
+
+    async def respond(self, *, body, **options):
+        seen.append(sorted(self.suspects.running))
+        died = engine[-1]
+        if body.model.startswith("base:deadly"):
+            await asyncio.sleep(0.01)
+            engine.append(asyncio.Event())
+            died.set()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(died.wait(), 0.1)
+            raise EngineDeadError
+        yield body.model
+
+    async def together():
+        engine.append(asyncio.Event())
+        names = ("a", "deadly-1", "b", "deadly-2", "c")
+        return await asyncio.gather(*(answer(ingress, name) for name in names), return_exceptions=True)
+
+    monkeypatch.setattr(OpenAiIngress, "_get_response", respond)
+    monkeypatch.setattr(ray_ingress, "PAUSE", 0)
+    answers = asyncio.run(together())
+    assert [given for given in answers if isinstance(given, list)] == [["base:a"], ["base:b"], ["base:c"]]
+    assert [answers[1].status_code, answers[3].status_code] == [400, 400]
+    assert seen == [[]] * 5 + [[1] * number for number in range(1, 6)] + [[2]] * 5
 
 
 def test_a_stream_that_has_begun_is_not_begun_again(ingress, replicas):
@@ -281,13 +319,16 @@ def test_an_error_of_the_engine_is_passed_on(ingress, replicas):
     assert len(seen) == 1
 
 
-def server(**engine) -> AdapterServer:
+def server(errored: bool = False) -> AdapterServer:
     made = AdapterServer.__new__(AdapterServer)
-    made.loading, made.engine = (
-        ray_replica.WeakValueDictionary(),
-        SimpleNamespace(_engine_client=SimpleNamespace(**engine)),
-    )
+    made.loading = ray_replica.WeakValueDictionary()
+    made.engine = SimpleNamespace(_engine_client=SimpleNamespace(errored=errored))
     return made
+
+
+def test_a_replica_says_that_its_engine_had_died_before():
+    with pytest.raises(EngineGone):
+        asyncio.run(server(errored=True)._maybe_resolve_lora_from_multiplex())
 
 
 def test_first_requests_for_one_adapter_load_it_one_after_the_other(monkeypatch):
