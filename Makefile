@@ -88,7 +88,7 @@ dashboard: $(READY)  ## a W&B workspace of the same, for the runs of TABLE=table
 	$(COMMAND) dashboard table=$(or $(TABLE),table2)
 
 .PHONY: bench
-bench: $(READY)  ## time and memory of MoS against LoRA, as ratios over sizes (some 20 minutes on two cores)
+bench: $(READY)  ## time and memory of MoS against LoRA, as ratios over sizes (an hour on two cores)
 	$(PY) -m scripts.bench
 .PHONY: bench-eval
 bench-eval: $(READY)  ## items per second against lm-evaluation-harness, adapters against merged checkpoints (needs a network once)

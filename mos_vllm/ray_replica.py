@@ -3,12 +3,15 @@
 import asyncio
 import logging
 import os
+import shutil
+from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 from weakref import WeakValueDictionary
 
 from fastapi import HTTPException
+from filelock import FileLock, Timeout
 from ray import serve
 from ray.llm._internal.common.models import global_id_manager
 from ray.llm._internal.common.utils.cloud_utils import is_remote_path
@@ -22,6 +25,7 @@ from mos_vllm.api import inspect
 from mos_vllm.reading import names_folder, sub_folder
 
 ADAPTERS = "adapters"  # the key of Ray's experimental_configs under which the folder of adapters is
+COPIES = "mos-adapters-"  # how the folders begin into which adapters are copied from a bucket
 PAUSE = 0.2  # seconds between two looks at the engine
 
 logger = logging.getLogger("ray.serve")
@@ -57,7 +61,7 @@ class BucketLoader(LoraModelLoader):
     """
 
     def __init__(self, **settings: Any) -> None:
-        self.copies = TemporaryDirectory(prefix="mos-adapters-")
+        self.copies, self.lock = own_folder()
         super().__init__(self.copies.name, **settings)
 
     async def load_model_from_config(self, lora_model_id: str, llm_config: LLMConfig) -> DiskMultiplexConfig:
@@ -72,6 +76,22 @@ class BucketLoader(LoraModelLoader):
             del self.disk_cache[lora_model_id]  # so that it is copied again
             raise
         return copy
+
+
+def own_folder() -> tuple[TemporaryDirectory[str], FileLock]:
+    """A folder of this process alone under `TMPDIR`, and the lock that says so while both are kept.
+
+    A killed process leaves its folder, which nobody locks any more, and the next one removes it.
+    """
+    place = Path(gettempdir())
+    with FileLock(place / f"{COPIES}{os.getuid()}.lock"):  # so that no folder is seen before it is locked
+        for lock in place.glob(f"{COPIES}*/lock"):
+            with suppress(Timeout), FileLock(lock).acquire(blocking=False):
+                shutil.rmtree(lock.parent, ignore_errors=True)
+        folder = TemporaryDirectory(prefix=COPIES)
+        own = FileLock(Path(folder.name) / "lock")
+        own.acquire()
+    return folder, own
 
 
 async def check(folder: Path, name: str, llm_config: LLMConfig) -> None:

@@ -2,21 +2,23 @@
 
 python -m scripts.publish profile=micro      (or `make publish PROFILE=micro`)
 
-Reads `results/<profile>/` and writes `results/published/<profile>/`; no other command writes there.
+Reads `results/<profile>/` and writes `results/published/<profile>/`; no other command writes there. With the overrides
+of another experiment (`RATES=own`) both are that experiment's folder in it.
 """
-
-from pathlib import Path
 
 from omegaconf import DictConfig
 
 from scripts.command import entry_point
+from scripts.config import shared_overrides
+from scripts.table.experiment import results_folder, variant
 from scripts.table.publish import PUBLISHED, publish
 
 
 @entry_point
 def main(cfg: DictConfig) -> None:
-    target = PUBLISHED / cfg.profile
-    tables = publish(Path(cfg.results_dir) / cfg.profile, target)
+    overrides = shared_overrides(cfg)
+    target = PUBLISHED / cfg.profile / variant(overrides)
+    tables = publish(results_folder(cfg, overrides), target)
     print(f"{target}: {', '.join(tables)}")
 
 

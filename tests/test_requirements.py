@@ -22,6 +22,7 @@ ALLOWED = {  # the groups that stand behind each folder, the longest match count
     "mos": ("library",),
     "mos_vllm": ("library", "serving", "clusters"),
     "mos_vllm/ray.py": ("library", "experiment", "serving", "clusters"),  # pydantic, which Ray brings
+    "mos_vllm/ray_replica.py": ("library", "experiment", "serving", "clusters"),  # filelock, which Ray brings
     "docs": ("library",),
     "data_prep": ("library", "experiment"),
     "eval": ("library", "experiment", "serving"),

@@ -10,6 +10,7 @@ import pandas as pd
 
 from data_prep.storage import new_folder
 from scripts.config import ROOT, choices
+from scripts.table.rates import RATES
 
 PUBLISHED = ROOT / "results" / "published"
 NEEDED = ("python", "versions", "git", "code", "hardware", "started", "finished")  # of a cell's training
@@ -75,7 +76,7 @@ def _rows(table: Path) -> tuple[set[str], set[str]]:
 
 def _files(results: Path, tables: Sequence[str]) -> Iterator[Path]:
     names = [f"{name}{end}" for name in tables for end in (".csv", ".md", ".png", "-times.json")]
-    yield from (path for name in [*names, "claims.md"] if (path := results / name).is_file())
+    yield from (path for name in [*names, "claims.md", RATES] if (path := results / name).is_file())
 
 
 def _json(path: Path) -> Any:

@@ -10,12 +10,13 @@ from data_prep import storage
 from scripts.table.experiment import results_folder
 
 SETTING = "trainer.learning_rate"
+RATES = "rates.yaml"
 HEAD = "# Each method's own learning rate, by `make lr-search`; a table takes them with RATES=own (docs/tables.md).\n"
 
 
 def rates_file(cfg: DictConfig, overrides: Sequence[str]) -> Path:
     """Where the rates of an experiment are: beside its tables at the common rate."""
-    return results_folder(cfg, [override for override in overrides if not override.startswith("rates=")]) / "rates.yaml"
+    return results_folder(cfg, [override for override in overrides if not override.startswith("rates=")]) / RATES
 
 
 def keep(path: Path, found: Mapping[str, Mapping[str, Any]]) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import json
 import shutil
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -143,6 +144,18 @@ def test_an_adapter_in_a_bucket_is_copied_to_a_folder_of_the_replica(users, buck
     assert paths[0] != paths[1]
     for path in paths:
         assert (Path(path) / WEIGHTS).read_bytes() == (users / "ann" / WEIGHTS).read_bytes()
+
+
+def test_the_copies_of_a_killed_replica_are_removed_by_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    other = tmp_path / "mos-adapters-not-ours"
+    other.mkdir()
+    killed, alive = BucketLoader(), BucketLoader()
+    Path(killed.copies.name, "weights").write_bytes(b"x")
+    killed.lock.release()  # as the system does for a process that has ended
+    third = BucketLoader()
+    assert not Path(killed.copies.name).exists()
+    assert other.exists() and Path(alive.copies.name).exists() and Path(third.copies.name).exists()
 
 
 def test_an_adapter_in_a_bucket_is_refused_with_a_sentence_until_it_is_mended(users, bucket):

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+import scripts.publish
 from scripts.table.publish import PUBLISHED, publish, results_to_read
 
 HEAD = "table,source,label,rank,method,r,params,won,seed,column,value\n"
@@ -31,7 +32,10 @@ def test_tables_and_cells_are_copied_and_other_tables_stay(tmp_path: Path) -> No
     target = tmp_path / "published"
     target.mkdir()
     (target / "table3.csv").write_text("kept", encoding="utf-8")
-    assert publish(results(tmp_path / "own"), target) == ["table1"]
+    results(tmp_path / "own")
+    (tmp_path / "own" / "rates.yaml").write_text("lora_r2: {}\n", encoding="utf-8")
+    assert publish(tmp_path / "own", target) == ["table1"]
+    assert (target / "rates.yaml").read_text(encoding="utf-8") == "lora_r2: {}\n"
     assert (target / "table1.md").read_text(encoding="utf-8") == "# Table 1\n"
     assert (target / "cells" / "tiny" / "lora_r2-cot-seed0.json").is_file()
     assert (target / "table3.csv").read_text(encoding="utf-8") == "kept"
@@ -70,6 +74,17 @@ def test_fewer_seeds_do_not_replace_more(tmp_path: Path) -> None:
 def test_without_a_table_one_sentence_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="holds no table; make one first"):
         publish(tmp_path, tmp_path / "published")
+
+
+def test_another_experiment_is_published_beside_the_tables_of_the_profile(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(scripts.publish, "PUBLISHED", tmp_path / "published")
+    results(tmp_path / "own" / "micro" / "rates=own")
+    (tmp_path / "published" / "micro").mkdir(parents=True)
+    (tmp_path / "published" / "micro" / "table1.md").write_text("common rate", encoding="utf-8")
+    monkeypatch.setattr("sys.argv", ["publish", "profile=micro", "rates=own", f"results_dir={tmp_path / 'own'}"])
+    scripts.publish.main()
+    assert (tmp_path / "published" / "micro" / "rates=own" / "table1.md").is_file()
+    assert (tmp_path / "published" / "micro" / "table1.md").read_text(encoding="utf-8") == "common rate"
 
 
 def test_own_results_are_read_before_the_published_ones(tmp_path: Path) -> None:
