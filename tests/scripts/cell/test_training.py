@@ -189,6 +189,14 @@ def test_the_loss_is_the_mean_over_labelled_tokens(tiny):
     assert loss == pytest.approx(expected.item(), rel=1e-3)
 
 
+def test_operations_are_estimated_as_transformers_does(tiny, undisturbed, monkeypatch, tmp_path):
+    monkeypatch.delattr(trainer.CellTrainer, "floating_point_ops")
+    own, theirs = (
+        metrics(path)[-1]["total_flos"] for path in (undisturbed, training.train(tiny(f"runs_dir={tmp_path}")))
+    )
+    assert own == theirs > 0
+
+
 def test_a_loss_that_is_not_finite_stops_with_a_sentence(tiny):
     cfg = tiny("trainer.learning_rate=1e30")
     with pytest.raises(FloatingPointError, match=r"The loss is .* at step \d+; lower trainer.learning_rate"):
