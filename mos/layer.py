@@ -144,15 +144,19 @@ class MosLayer(LowRankLayer):
                 f"The pools of adapter '{adapter}' are offloaded and cannot be trained; keep them in memory."
             )
         if not torch.is_grad_enabled():
-            return pools[0](index[0]), pools[1](index[1])
+            return _picked(pools, index)
         weights = pools[0].weight, pools[1].weight
         if offloaded or not (weights[0].requires_grad or weights[1].requires_grad):
             with torch.no_grad():
-                return pools[0](index[0]), pools[1](index[1])
+                return _picked(pools, index)
         if pools[0].is_torn() or pools[1].is_torn():
             raise RuntimeError(TORN.format(adapter=adapter))
         if private.is_transformed() or private.is_partitioned(weights[0]) or private.is_partitioned(weights[1]):
-            return pools[0](index[0]), pools[1](index[1])
+            return _picked(pools, index)
+        return self._collected(adapter, weights, index)
+
+    def _collected(self, adapter: str, weights: Pair, index: Tensor) -> Pair:
+        """The same, with the gradients of all blocks scattered together."""
         here = index.to(weights[0].device)
         stand_ins = self.collectors[adapter].take(weights, here)
         a, b = Assemble.apply(*stand_ins, weights[0].detach(), weights[1].detach(), here, self.refusal())
@@ -164,6 +168,11 @@ class MosLayer(LowRankLayer):
             if safe_merge and adapter in self.scaling:
                 require_finite(adapter, self.mos_A[adapter], self.mos_B[adapter])
         super().merge(safe_merge, adapter_names)
+
+
+def _picked(pools: tuple[Pool, Pool], index: Tensor) -> Pair:
+    """What `index` (2, r, l) picks from the pools of A and of B."""
+    return pools[0](index[0]), pools[1](index[1])
 
 
 class MosLinear(MosLayer):

@@ -116,14 +116,19 @@ class AdapterServer(LLMServer):
         await super().start()
         self.watch = asyncio.create_task(self.end_with_engine())
 
+    @property
+    def engine_died(self) -> bool:
+        """Whether vLLM has noticed that its engine, or a worker of it, has died."""
+        engine: Any = self.engine
+        return bool(engine._engine_client.errored)
+
     async def end_with_engine(self) -> None:
         """End this process with its engine.
 
         A replica without an engine fails at once, which looks as if it were free, until three health checks have
         failed.
         """
-        engine: Any = self.engine
-        while not engine._engine_client.errored:
+        while not self.engine_died:
             await asyncio.sleep(PAUSE)
         os._exit(1)
 
@@ -132,8 +137,7 @@ class AdapterServer(LLMServer):
 
         Raises EngineGone if the engine has died; HTTPException as the loader, and 400 if vLLM refuses the adapter.
         """
-        engine: Any = self.engine
-        if engine._engine_client.errored:
+        if self.engine_died:
             raise EngineGone
         name = serve.get_multiplexed_model_id()
         if not name:

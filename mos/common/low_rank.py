@@ -16,8 +16,14 @@ def add_low_rank(y: Tensor, x: Tensor, a: Tensor, b: Tensor, scaling: float) -> 
     """
     if torch.is_grad_enabled() and not private.is_transformed():
         return AddLowRank.apply(y, x, a, b, scaling)
+    return _with_hidden(y, x, a, b, scaling)[0]
+
+
+def _with_hidden(y: Tensor, x: Tensor, a: Tensor, b: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+    """The same, and x A^T of all tokens (t, r)."""
     tokens, outputs = x.reshape(-1, a.shape[1]), y.reshape(-1, b.shape[0])  # (..., h) -> (t, h), (..., o) -> (t, o)
-    return torch.addmm(outputs, tokens @ a.T, b.T, alpha=scaling).view(y.shape)  # (t, h) (h, r); (t, r) (r, o)
+    hidden = tokens @ a.T  # (t, h) (h, r) -> (t, r)
+    return torch.addmm(outputs, hidden, b.T, alpha=scaling).view(y.shape), hidden  # (t, r) (r, o) -> (t, o)
 
 
 class AddLowRank(torch.autograd.Function):
@@ -25,11 +31,10 @@ class AddLowRank(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, x: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
-        tokens, outputs = x.reshape(-1, a.shape[1]), y.reshape(-1, b.shape[0])
-        hidden = tokens @ a.T  # (t, h) (h, r) -> (t, r)
+        added, hidden = _with_hidden(y, x, a, b, scaling)
         ctx.save_for_backward(x, hidden, a, b)
         ctx.scaling = scaling
-        return torch.addmm(outputs, hidden, b.T, alpha=scaling).view(y.shape)  # (t, r) (r, o) -> (t, o)
+        return added
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
