@@ -17,6 +17,11 @@ from scripts.cell.provenance import package_version
 # trainer settings that do not change the result
 WITHOUT_EFFECT = ("logging_steps", "save_steps", "eval_steps", "uncheckpointed_tokens")
 HELD_OUT = "validation.jsonl"  # in a run directory: what the finished adapter loses on each validation example
+# trainer settings that decide how a forward pass is rounded
+ARITHMETIC = (
+    *("micro_batch_size", "upcast", "dequantize_once", "attention", "liger"),
+    *("compute_dtype", "adapter_dtype", "quantization"),
+)
 # at these values the result is that of older runs
 NEWER = {"upcast": True, "dequantize_once": False, "liger": False, "attention": "fused", "fast_dropout": False}
 
@@ -84,6 +89,13 @@ def model_key(model: DictConfig) -> str:
 def digest(value: Any) -> str:
     """Eight hex digits of a JSON-like value."""
     return storage.digest(value)[:8]
+
+
+def untrained_loss(cfg: DictConfig, data_key: str) -> Path:
+    """Where the base model's validation loss on a prepared training set is kept; method and seed do not count."""
+    arithmetic = {key: value for key, value in _plain(cfg.trainer).items() if key in ARITHMETIC}
+    key = digest({"model": model_key(cfg.model), "trainer": arithmetic, "data": data_key})
+    return Path(cfg.cache_dir) / "untrained" / f"{cfg.dataset.name}-{key}.json"
 
 
 def is_finished(path: Path) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from pyarrow.compute import list_value_length
 from torch.nn.functional import cross_entropy
@@ -62,6 +63,8 @@ class CellTrainer(Trainer):
     """The transformers trainer with the order of `TrainingOrder`, and a stop at the first loss that is not finite.
 
     uncheckpointed: micro-batches of at most so many tokens, padding included, keep their activations
+    untrained: file for the validation loss of the untrained adapter. It is the base model's, whatever the method and
+        the seed, so the first cell that needs it measures it for all
     held_out: file for the loss of the finished adapter on each validation example (`docs/architecture.md`)
     """
 
@@ -70,13 +73,17 @@ class CellTrainer(Trainer):
         *,
         settings: TrainerSettings,
         data: Prepared,
+        untrained: Path,
+        held_out: Path,
         uncheckpointed: int = 0,
-        held_out: Path | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(train_dataset=data.train, eval_dataset=data.validation, **kwargs)
+        self.validation_order = np.argsort(
+            lengths(data.validation), kind="stable"
+        )  # so that batches need little padding
+        super().__init__(train_dataset=data.train, eval_dataset=data.validation.select(self.validation_order), **kwargs)
         self.settings, self.examples, self.uncheckpointed = settings, data.train, uncheckpointed
-        self.held_out = held_out
+        self.untrained, self.held_out = untrained, held_out
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> TrainingOrder:  # a hook of transformers
         s = self.settings
@@ -119,14 +126,27 @@ class CellTrainer(Trainer):
         return [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        first = self.state.global_step == 0
+        if first and (known := self._untrained_loss()) is not None:
+            self.log({"eval_loss": known})
+            return {"eval_loss": known}
         with torch.random.fork_rng():  # so that how often we look does not change what is trained
-            return super().evaluate(*args, **kwargs)
+            metrics = super().evaluate(*args, **kwargs)
+        if first and self.is_world_process_zero():
+            storage.write_text(self.untrained, json.dumps(metrics["eval_loss"]))
+        return metrics
+
+    def _untrained_loss(self) -> float | None:
+        """What an earlier cell measured, if one has; the same answer for all processes of this cell."""
+        read = json.loads(self.untrained.read_text(encoding="utf-8")) if self.untrained.is_file() else None
+        return broadcast_object_list([read])[0]
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):  # type: ignore[no-untyped-def]
         """Of each example of the batch the sum of its losses and the number of its labels, and the batch's mean."""
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs, targets = _forward(model, self._prepare_inputs(inputs))
-            losses = cross_entropy(outputs.logits.float().transpose(1, 2), targets, reduction="none").sum(dim=1)  # (b,)
+            logits = outputs.logits.flatten(0, 1).float()  # (b k, v): over the last dimension, which is contiguous
+            losses = cross_entropy(logits, targets.flatten(), reduction="none").view_as(targets).sum(dim=1)  # (b,)
         tokens = (targets != IGNORED).sum(dim=1)  # (b,)
         return losses.sum() / tokens.sum(), losses, tokens
 
@@ -135,8 +155,10 @@ class CellTrainer(Trainer):
         output: Any = super().evaluation_loop(*args, **kwargs)
         losses, tokens = map(np.asarray, (output.predictions, output.label_ids))  # (n,) each, of all processes
         output.metrics["eval_loss"] = float(losses.sum() / tokens.sum())
-        if self.held_out and self.state.global_step == self.settings.max_steps and self.is_world_process_zero():
-            lines = [{"loss": float(loss), "tokens": int(n)} for loss, n in zip(losses, tokens, strict=True)]
+        if self.state.global_step == self.settings.max_steps and self.is_world_process_zero():
+            as_given = np.argsort(self.validation_order)
+            pairs = zip(losses[as_given], tokens[as_given], strict=True)
+            lines = [{"loss": float(loss), "tokens": int(n)} for loss, n in pairs]
             storage.write_text(self.held_out, "".join(map(_line, lines)))
         return output
 

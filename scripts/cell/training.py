@@ -146,6 +146,7 @@ def _fit(
             settings=settings,
             data=data,
             uncheckpointed=uncheckpointed,
+            untrained=runs.untrained_loss(cfg, data.key),
             held_out=path / runs.HELD_OUT,
             model=model,
             args=training_arguments(settings, cfg.seed, checkpoints),

@@ -66,6 +66,62 @@ def test_a_kill_does_not_change_them(tiny, tmp_path, monkeypatch, step):
     assert metrics[0] == metrics[1]
 
 
+METHODS = [
+    *("method=lora", "method=mos", "method=prolora", "method=tied_lora", "method=vera", "method=pure_sharing"),
+    *("method=random_scaling", "method=subset_selection"),
+]
+
+
+def first_loss(path):
+    return runs.load(path).info["metrics"]["first_eval_loss"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_untrained_loss_is_the_base_models_whatever_the_method_and_the_seed(tiny, tmp_path, method):
+    settings = ["method.dropout=0.5", "trainer.max_steps=1", method, "method.r=2"]
+    cfg = tiny("trainer.max_steps=1", f"cache_dir={tmp_path / 'cache'}")
+    base = first_loss(training.train(cfg))
+    folder = Path(cfg.cache_dir) / "untrained"
+    (kept,) = folder.iterdir()
+    kept.unlink()
+    cfg = tiny(f"cache_dir={tmp_path / 'cache'}", *settings, "seed=3")
+    # measured again, since the file is gone; VeRA adds its zero in float32, which leaves the sum there
+    assert first_loss(training.train(cfg)) == (pytest.approx(base, rel=1e-5) if "vera" in method else base)
+    assert list(folder.iterdir()) == [kept]
+
+
+def test_the_untrained_loss_is_measured_once_and_logged_by_every_cell(tiny, tmp_path, monkeypatch):
+    step, seen = trainer.CellTrainer.prediction_step, []
+
+    def counted(self, *args, **kwargs):
+        seen.append(self.state.global_step)
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(trainer.CellTrainer, "prediction_step", counted)
+    cfgs = [tiny(f"cache_dir={tmp_path / 'cache'}", f"seed={seed}") for seed in (0, 1)]
+    first, second = map(training.train, cfgs)
+    assert seen.count(0) == 2  # eight examples, four at a time
+    assert seen.count(12) == 4
+    lines = [[json.loads(line) for line in (p / "metrics.jsonl").read_text().splitlines()] for p in (first, second)]
+    losses = [[line["eval_loss"] for line in own if line["step"] == 0] for own in lines]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 1
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        *("trainer.validation_size=4", "trainer.max_length=60", "trainer.compute_dtype=float32"),
+        *("trainer.quantization.type=fp4", "trainer.attention=fused", "trainer.micro_batch_size=2"),
+    ],
+)
+def test_the_untrained_loss_of_other_data_or_another_arithmetic_is_measured_anew(tiny, tmp_path, other):
+    common = [f"cache_dir={tmp_path / 'cache'}", "trainer.max_steps=1"]
+    for overrides in (common, [*common, other]):
+        training.train(tiny(*overrides))
+    assert len(list((tmp_path / "cache" / "untrained").iterdir())) == 2
+
+
 def test_a_vanilla_row_has_none(tiny_cell, tmp_path):
     common = [override for override in tiny_cell if not override.startswith("method")]
     path = training.train(compose([*common, "method=vanilla_chat", f"runs_dir={tmp_path}"]))
