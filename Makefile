@@ -14,7 +14,7 @@ endif
 # What the targets below take, e.g. `make table2 PROFILE=smol METHODS=lora_r2,mos_r8 SEEDS=0,1 LIMIT=40 DATA=data`.
 # scripts/variables.py turns them into overrides. They reach it through the environment and as they were typed, so that a
 # folder may have any name. Unset ones are left to the profile; PROFILE itself goes by what the machine has.
-$(foreach name,PROFILE DATA LIMIT METHODS SEEDS CANDIDATES RATES LAUNCHER DRY SKIP_PREFLIGHT GPU STUDY RUN OPEN_INSTRUCT OVERRIDES,$(eval \
+$(foreach name,PROFILE DATA LIMIT METHODS DATASETS SEEDS CANDIDATES RATES LAUNCHER DRY SKIP_PREFLIGHT GPU STUDY RUN OPEN_INSTRUCT OVERRIDES,$(eval \
 	export MAKE_$(name) := $$(value $(name))))
 COMMAND = $(PY) -m scripts.make
 

@@ -6,11 +6,11 @@
 Writes `results/<profile>/claims.md`; an experiment that overrides change has a folder of its own, as its tables have.
 """
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from data_prep import storage
 from scripts.command import entry_point
-from scripts.config import choices, compose, shared_overrides
+from scripts.config import CONFIGS, choices, shared_overrides
 from scripts.table.claims import outcomes_of, render_claims
 from scripts.table.experiment import results_folder
 
@@ -18,7 +18,7 @@ from scripts.table.experiment import results_folder
 @entry_point
 def main(cfg: DictConfig) -> None:
     given = [override for override in shared_overrides(cfg) if not override.startswith("table=")]
-    tables = [name for name in choices("table") if compose([*given, f"table={name}"]).table.get("claims")]
+    tables = [name for name in choices("table") if "claims" in OmegaConf.load(CONFIGS / "table" / f"{name}.yaml")]
     outcomes = [outcome for table in tables for outcome in outcomes_of([*given, f"table={table}"])]
     text = render_claims(outcomes, cfg.profile, cfg.seeds, cfg.no_verdicts)
     path = results_folder(cfg, given) / "claims.md"

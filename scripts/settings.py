@@ -98,6 +98,7 @@ class Settings(BaseModel):
     open_instruct: Name | None
     metric_scripts: Name | None
     methods: Names | None = Field(examples=["methods=[lora_r2,mos_r8]"])
+    datasets: Names | None = Field(examples=["datasets=[code_alpaca]"])
     seeds: Seeds = Field(examples=["seeds=[0,1]"])
     candidates: PositiveInt | None
     rates: Literal["own"] | None

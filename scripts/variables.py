@@ -10,6 +10,7 @@ SETTINGS = {  # variable -> setting, and how its text becomes a value
     "DATA": ("data", "text"),
     "LIMIT": ("limit", "value"),
     "METHODS": ("methods", "list"),
+    "DATASETS": ("datasets", "list"),
     "SEEDS": ("seeds", "list"),
     "CANDIDATES": ("candidates", "value"),
     "RATES": ("rates", "value"),

@@ -57,15 +57,15 @@ def _missing(model: DictConfig) -> str:
     )
 
 
-@functools.cache  # asking for each imports it
-def _causal_decoders() -> list[str]:
-    return [name for name in CONFIG_MAPPING if CONFIG_MAPPING[name] in MODEL_FOR_CAUSAL_LM_MAPPING]
+@functools.cache
+def _is_causal_decoder(name: str) -> bool:
+    return name in CONFIG_MAPPING and CONFIG_MAPPING[name] in MODEL_FOR_CAUSAL_LM_MAPPING
 
 
 def _config_class(model_type: str | None) -> type[PreTrainedConfig]:
-    known = _causal_decoders()
-    if model_type in known:
+    if model_type is not None and _is_causal_decoder(model_type):
         return CONFIG_MAPPING[model_type]
+    known = filter(_is_causal_decoder, CONFIG_MAPPING)  # asking for each imports it
     raise ValueError(
         f"model.architecture.model_type={model_type} is no causal language model of transformers "
         f"{transformers.__version__}.{_nearest(str(model_type), known)} It is `model_type` in the model's config.json."

@@ -15,6 +15,7 @@ ORDINARY = {
     "table": "names the file of the results",
     "benchmark": "which files of configs/benchmark are composed; the table's columns say which are used",
     "methods": "which rows are run; the others are shown as not run",
+    "datasets": "which training sets are run and which columns shown; a note names them",
     "seeds": "how many repetitions; the notes name them",
     "candidates": "which ranks of a row like 4/8 are run; the notes name them",
     "limit": "how many items; the notes count them",

@@ -34,6 +34,8 @@ def of(cfg: DictConfig, overrides: Sequence[str], found: Sequence[Result]) -> li
     if examples:
         sizes = [f"{name} {examples[name]:,}" for name in cfg.table.datasets if name in examples]
         notes.append(f"Training examples: {', '.join(sizes)}.")
+    if cfg.datasets is not None:
+        notes.append("Only with the training sets named in `datasets`, and the columns that they train for.")
     if changed := changes(overrides):
         notes.append("Overrides: " + ", ".join(f"`{change}`" for change in changed) + ".")
     notes += learning_rates(cfg, overrides, found)
@@ -64,9 +66,10 @@ def learning_rates(cfg: DictConfig, overrides: Sequence[str], found: Sequence[Re
     own = own_rates(cfg, overrides, sorted(trained))
     each = ", ".join(f"`{method}` {rate['learning_rate']:g}" for method, rate in own.items())
     seeds = ", ".join(map(str, sorted({seed for rate in own.values() for seed in rate["seeds"]})))
+    sets = ", ".join(dict.fromkeys(name for rate in own.values() for name in rate["datasets"]))
     note = (
-        f"Learning rate: each method's own (`rates=own`), with the lowest validation loss of those tried on seeds that "
-        f"the table does not report ({seeds}): {each}."
+        f"Learning rate: each method's own (`rates=own`), with the lowest validation loss ({sets}) of those tried on "
+        f"seeds that the table does not report ({seeds}): {each}."
     )
     edges = [f"`{method}`" for method, rate in own.items() if at_the_edge(rate)]
     beyond = " A better one may lie beyond those tried for " + ", ".join(edges) + "."

@@ -1,19 +1,24 @@
 """The tables in README.md, made from the committed results.
 
-`<!-- table: micro/table2 -->` to `<!-- end -->` is a table of results/published. `<!-- page: FILE, HEADING -->` to
-`<!-- end -->` is the first table below a heading of a rendered page in results/.
+`<!-- table: micro/table2 -->` to `<!-- end -->` is a table of results/published; docs/tables.md explains its marks.
+`<!-- page: FILE, HEADING -->` to `<!-- end -->` is the first table below a heading of a rendered page in results/.
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from scripts.config import ROOT
 from scripts.markdown import pipe_table
+from scripts.table.render import DIGITS, NAMES
+from scripts.table.statistics import LEVEL
+from scripts.table.summary import AVERAGE, LOSS, is_better
 
 README, RESULTS = ROOT / "README.md", ROOT / "results"
-MARKED = re.compile(r"(<!-- table: (?P<profile>\w+)/(?P<name>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+MARKED = re.compile(r"(<!-- table: (?P<folder>[\w./=+-]+)/(?P<name>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 COPIED = re.compile(r"(<!-- page: (?P<file>[^,\n]+), (?P<heading>[^\n]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 HEAD = ("Method", "Rank", "# Param., measured", "Avg., measured", "# Param., paper", "Avg., paper")
 
@@ -21,11 +26,11 @@ HEAD = ("Method", "Rank", "# Param., measured", "Avg., measured", "# Param., pap
 def filled(text: str, results: Path) -> str:
     """`text` with each marked table as the committed results give it.
 
-    results: the folder that holds `published/<profile>/<table>.csv` and the pages. Raises FileNotFoundError for a file
+    results: the folder that holds `published/<folder>/<table>.csv` and the pages. Raises FileNotFoundError for a file
     that is not there, ValueError for a page without the heading, or without a table below it.
     """
     text = MARKED.sub(
-        lambda found: f"{found[1]}{_table(results / 'published' / found['profile'] / found['name'])}{found[4]}", text
+        lambda found: f"{found[1]}{_table(results / 'published' / found['folder'] / found['name'])}{found[4]}", text
     )
     return COPIED.sub(lambda found: f"{found[1]}{_copied(results / found['file'], found['heading'])}{found[4]}", text)
 
@@ -41,30 +46,48 @@ def _copied(page: Path, heading: str) -> str:
 
 
 def _table(stem: Path) -> str:
-    """The averages of a table's rows, measured beside the paper's."""
+    """The averages of a table's rows, measured beside the paper's; in front their validation losses, if it has any."""
     path = stem.with_suffix(".csv")
     if not path.is_file():
         raise FileNotFoundError(f"README.md shows {path}, which is not there; publish it, or take its marks out.")
     frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-    frame = frame[frame.column == "avg"]
     measured = frame[(frame.source == "measured") & (frame.seed == "mean") & (frame.won == "True")]
-    printed = frame[frame.source == "paper"].set_index(["label", "rank"])
-    rows = [_row(line, printed) for line in measured.itertuples()]
-    return pipe_table(HEAD, rows) + "\n"
+    losses = {_key(line): line for line in _lines(measured, LOSS) if line["value"]}
+    printed = {_key(line): line for line in _lines(frame[frame.source == "paper"], AVERAGE)}
+    rows = [_row(line, losses, printed.get(_key(line), NOT_PRINTED)) for line in _lines(measured, AVERAGE)]
+    head = [*HEAD[:3], *([f"{NAMES[LOSS]}, measured"] if losses else []), *HEAD[3:]]
+    return pipe_table(head, rows) + "\n"
 
 
-def _row(line: object, printed: pd.DataFrame) -> list[str]:
-    values = line._asdict()  # type: ignore[attr-defined]
-    key = (values["label"], values["rank"])
-    params, average = printed.loc[key, ["params", "value"]] if key in printed.index else ("", "")
-    own = f"{int(values['params']):,}" if values["params"] else "-"
-    deviation = f" ± {float(values['std']):.1f}" if values["std"] else ""
-    theirs = f"{float(average):.1f}" if average else "-"
-    return [
-        values["label"],
-        values["rank"] or "-",
-        own,
-        f"{float(values['value']):.1f}{deviation}",
-        params or "-",
-        theirs,
-    ]
+NOT_PRINTED = {"params": "", "value": ""}
+Line = dict[Any, str]  # of a table's CSV
+
+
+def _lines(frame: pd.DataFrame, column: str) -> list[Line]:
+    return frame[frame.column == column].to_dict("records")
+
+
+def _key(line: Line) -> tuple[str, str]:
+    return line["label"], line["rank"]
+
+
+def _row(line: Line, losses: Mapping[tuple[str, str], Line], printed: Line) -> list[str]:
+    own = f"{int(line['params']):,}" if line["params"] else "-"
+    loss = [_loss(losses.get(_key(line)))] if losses else []
+    theirs = f"{float(printed['value']):.1f}" if printed["value"] else "-"
+    return [line["label"], line["rank"] or "-", own, *loss, _mean(line, 1), printed["params"] or "-", theirs]
+
+
+def _mean(line: Line, digits: int) -> str:
+    """A mean and its standard deviation over seeds."""
+    if not line["value"]:
+        return "-"
+    return f"{float(line['value']):.{digits}f}" + (f" ± {float(line['std']):.{digits}f}" if line["std"] else "")
+
+
+def _loss(line: Line | None) -> str:
+    """A loss with the mark of a significant difference."""
+    if line is None:
+        return "-"
+    mark = "▲" if is_better(float(line["difference"] or 0), LOSS) else "▼"
+    return f"{_mean(line, DIGITS)} {mark if float(line['p_holm'] or 1) < LEVEL else ''}".rstrip()

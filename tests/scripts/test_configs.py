@@ -2,9 +2,13 @@
 
 import shutil
 
+import omegaconf._utils
 import pytest
+import yaml
 from hydra.errors import MissingConfigException
 from hydra.utils import instantiate
+from hypothesis import given
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from peft import PeftConfig
 
@@ -79,3 +83,42 @@ def test_a_changed_file_is_read_again(tmp_path, monkeypatch):
     file = tmp_path / "configs" / "method" / "mos.yaml"
     file.write_text(file.read_text(encoding="utf-8").replace(f"label: {before}", "label: Other"), encoding="utf-8")
     assert (before, compose(["method=mos"]).method.label) == ("MoS", "Other")
+
+
+@pytest.mark.parametrize(
+    "path", sorted(config.CONFIGS.rglob("*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}"
+)
+def test_the_fast_loader_reads_a_config_as_omegaconf_s_own(path):
+    text = path.read_text(encoding="utf-8")
+    own = config.FastLoader.__bases__[1]
+    assert own.__name__ == "OmegaConfLoader"
+    assert yaml.load(text, config.FastLoader) == yaml.load(text, own)
+    assert omegaconf._utils.get_yaml_loader() is config.FastLoader
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+
+
+@given(st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+def test_the_fast_loader_reads_what_is_written_as_omegaconf_s_own(value):
+    text = yaml.dump({"value": value}, allow_unicode=True)
+    found = []
+    for loader in (config.FastLoader, config.FastLoader.__bases__[1]):
+        try:
+            found.append(yaml.load(text, loader))
+        except yaml.YAMLError:  # signs that YAML cannot hold
+            found.append(yaml.YAMLError)
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    "text", ["a: 1\na: 2", "a: [1", "a: 2024-01-01", "a: 1e-3", "a: .5e+3", "a: 1_000", "a: 0o17", "a: yes", "a: '\\x'"]
+)
+def test_the_fast_loader_takes_and_refuses_the_same(text):
+    found = []
+    for loader in (config.FastLoader, config.FastLoader.__bases__[1]):
+        try:
+            found.append(yaml.load(text, loader))
+        except yaml.YAMLError as error:
+            found.append(type(error))
+    assert found[0] == found[1]

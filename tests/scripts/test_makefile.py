@@ -15,6 +15,7 @@ from scripts.config import ROOT
 SET = {
     "PROFILE": "smol",
     "METHODS": "lora_r2,mos_r8",
+    "DATASETS": "cot,code_alpaca",
     "SEEDS": "0,1",
     "LIMIT": "50",
     "DATA": "../some where",
@@ -27,7 +28,8 @@ SET = {
     "OVERRIDES": "method.shards_per_vector=8 'trainer.scheduler=a b'",
 }
 GIVEN = [
-    "profile=smol", "data='../some where'", "limit=50", "methods=[lora_r2,mos_r8]", "seeds=[0,1]", "candidates=1",
+    "profile=smol", "data='../some where'", "limit=50", "methods=[lora_r2,mos_r8]", "datasets=[cot,code_alpaca]",
+    "seeds=[0,1]", "candidates=1",
     "rates=own", "launcher=joblib", "gpus=[a100_40g,mine:24:165]", "dry=true", "preflight=none",
     "method.shards_per_vector=8", "trainer.scheduler=a b",
 ]  # fmt: skip

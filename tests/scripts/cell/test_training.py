@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -195,6 +196,29 @@ def test_operations_are_estimated_as_transformers_does(tiny, undisturbed, monkey
         metrics(path)[-1]["total_flos"] for path in (undisturbed, training.train(tiny(f"runs_dir={tmp_path}")))
     )
     assert own == theirs > 0
+
+
+def test_walking_through_the_modules_once_changes_no_byte(tiny, undisturbed, monkeypatch, tmp_path):
+    monkeypatch.setattr(trainer, "walked_once", nullcontext)
+    path = training.train(tiny(f"runs_dir={tmp_path}"))
+    assert adapter_hash(path) == adapter_hash(undisturbed)
+    assert repeatable(path) == repeatable(undisturbed)
+
+
+def test_a_model_that_is_walked_once_changes_its_mode_and_is_itself_again_afterwards(tiny):
+    model = training.adapted_model(tiny())
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    before = len(list(model.parameters()))
+    with pytest.raises(KeyError), trainer.walked_once(model):
+        assert list(map(id, model.parameters())) == list(map(id, trained))
+        for training_mode in (False, True, True):
+            assert model.train(training_mode) is model
+            assert {module.training for module in model.modules()} == {training_mode}
+        model.eval()
+        assert not any(module.training for module in model.modules())
+        raise KeyError
+    assert len(list(model.parameters())) == before > len(trained)
+    assert model.train().training
 
 
 def test_a_loss_that_is_not_finite_stops_with_a_sentence(tiny):

@@ -16,7 +16,8 @@ from scripts.table.experiment import LONGEST, ORDINARY, changes, is_ordinary, va
 # Another value for every ordinary key.
 OTHER = {
     "profile": "profile=paper", "table": "table=table1", "benchmark": "benchmark=[gsm8k,bbh,mmlu,tydiqa,humaneval]",
-    "methods": "methods=[lora_r8]", "seeds": "seeds=[5]", "candidates": "candidates=1", "limit": "limit=3",
+    "methods": "methods=[lora_r8]", "datasets": "datasets=[cot]",
+    "seeds": "seeds=[5]", "candidates": "candidates=1", "limit": "limit=3",
     "data": "data=generated", "runs": "runs=[x]", "dry": "dry=true", "gpus": "gpus=[h200]", "search": "search=mos",
     "capacity": "capacity=full", "open_instruct": "open_instruct=x", "metric_scripts": "metric_scripts=x",
     "gpus_per_run": "gpus_per_run=1", "preflight": "preflight=none", "workers": "workers=3", "launcher": "launcher=ray",

@@ -43,6 +43,31 @@ def test_a_cell_is_tested_on_what_its_table_shows_of_its_training_set() -> None:
     assert tested == {None: ("mmlu", "bbh", "gsm8k"), "super_ni": ("mmlu",), "flan_v2": ("bbh",), "cot": ("gsm8k",)}
 
 
+@pytest.mark.parametrize(
+    ("table", "datasets", "columns"),
+    [
+        ("table2", ["code_alpaca"], ["humaneval"]),
+        ("table2", ["cot", "super_ni"], ["mmlu", "gsm8k", "tydiqa_f1", "tydiqa_em"]),
+        ("table3", ["cot"], ["gsm8k"]),
+    ],
+)
+def test_datasets_narrow_a_table_to_their_columns(table: str, datasets: list[str], columns: list[str]) -> None:
+    common = ["profile=smol", f"table={table}", "methods=[lora_r2,vanilla_chat]"]
+    narrowed = [*common, f"datasets=[{','.join(datasets)}]"]
+    cfg = compose(narrowed)
+    assert (list(cfg.table.columns), list(cfg.table.datasets)) == (columns, datasets)
+    assert list(cfg.search.datasets) == datasets
+    own = {cell.dataset: cell for cell in cells(*narrowed) if cell.dataset}
+    whole = {cell.dataset: cell for cell in cells(*common) if cell.dataset}
+    assert own == {name: whole[name] for name in datasets}
+
+
+@pytest.mark.parametrize(("table", "name"), [("table2", "cod_alpaca"), ("table3", "code_alpaca"), ("table2", "''")])
+def test_a_training_set_that_the_table_lacks_is_refused(table: str, name: str) -> None:
+    with pytest.raises(ValueError, match=f"datasets: Unknown training set of {table} '{name.strip(chr(39))}'"):
+        compose([f"table={table}", f"datasets=[{name}]"])
+
+
 def test_a_cell_s_run_is_the_one_that_training_makes(tmp_path: Path) -> None:
     """What `scripts.train` composes from the cell's own overrides must live where the grid looks for it."""
     from scripts.cell import runs

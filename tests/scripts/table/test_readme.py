@@ -8,11 +8,17 @@ import pytest
 from scripts.config import ROOT
 from scripts.table.readme import COPIED, MARKED, README, RESULTS, filled
 
-CSV = """table,source,label,rank,method,r,params,won,seed,column,value,std
-t,measured,LoRA,2,lora_r2,2,4997,True,mean,avg,42.0400,1.2000
-t,measured,Mine,9,mine,9,11,True,mean,avg,1.0000,
-t,measured,Mine,9,other,9,11,False,mean,avg,0.5000,
-t,paper,LoRA,2,,,5.00M,,,avg,34.9800,
+HEAD = "table,source,label,rank,method,r,params,won,seed,column,value,std,difference,p_holm\n"
+CSV = f"""{HEAD}t,measured,LoRA,2,lora_r2,2,4997,True,mean,avg,42.0400,1.2000,,
+t,measured,Mine,9,mine,9,11,True,mean,avg,1.0000,,-41.04,0.04
+t,measured,Mine,9,other,9,11,False,mean,avg,0.5000,,,
+t,paper,LoRA,2,,,5.00M,,,avg,34.9800,,,
+"""
+LOSSES = """t,measured,LoRA,2,lora_r2,2,4997,True,mean,validation_loss,0.91234,0.00126,,
+t,measured,Mine,9,mine,9,11,True,mean,validation_loss,0.9,,-0.01234,0.04
+t,measured,Mine,9,mine,9,11,True,0,validation_loss,0.8,,,
+t,measured,Worse,9,worse,9,11,True,mean,validation_loss,0.93,,0.01,0.06
+t,measured,Worse,9,worse,9,11,True,mean,avg,,,-1.0,
 """
 
 
@@ -31,6 +37,16 @@ def test_rows_stand_beside_the_paper_s_and_alone(tmp_path: Path) -> None:
     assert text.startswith("before\n<!-- table: micro/t -->\n| Method")
     assert text.endswith("after")
     assert filled(text, tmp_path) == text
+
+
+def test_validation_losses_stand_in_front_of_the_averages(tmp_path: Path) -> None:
+    (tmp_path / "published" / "smol" / "rates=own").mkdir(parents=True)
+    (tmp_path / "published" / "smol" / "rates=own" / "t.csv").write_text(CSV + LOSSES, encoding="utf-8")
+    text = filled("<!-- table: smol/rates=own/t -->\n<!-- end -->", tmp_path)
+    assert "| # Param., measured | Val. loss ↓, measured | Avg., measured |" in text
+    assert "| LoRA | 2 | 4,997 | 0.9123 ± 0.0013 | 42.0 ± 1.2 | 5.00M | 35.0 |" in text
+    assert "| Mine | 9 | 11 | 0.9000 ▲ | 1.0 | - | - |" in text
+    assert "| Worse | 9 | 11 | 0.9300 | - | - | - |" in text
 
 
 def test_a_table_that_is_not_published_is_named(tmp_path: Path) -> None:
