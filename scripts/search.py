@@ -30,6 +30,11 @@ def main(cfg: DictConfig) -> None:
         if combination.skipped:
             print(f"skipped {combination.method} {combination.settings}: {combination.skipped}", file=sys.stderr)
     missing = [job for c in found for key, job in c.jobs.items() if not runs.is_finished(c.runs[key])]
+    if cfg.dry:
+        print(
+            "\n".join([*map(" ".join, missing), f"{len(missing)} runs to train, of {sum(len(c.runs) for c in found)}"])
+        )
+        return
     failed = launch(overrides, missing, cfg.launcher, cfg.workers) if missing else []
     if failed:
         sys.exit("\n".join([f"error: {len(failed)} of {len(missing)} runs failed:", *failed]))

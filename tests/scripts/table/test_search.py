@@ -1,11 +1,13 @@
 """Searches: every combination, impossible ones with their reason, ranked by validation loss; rates for tables."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from scripts.config import compose
+from scripts.config import ROOT, compose
 from scripts.table import grid, notes, rates, search
 from scripts.table.experiment import results_folder
 
@@ -163,3 +165,22 @@ def test_another_search_adds_its_methods(searched: list[str], tmp_path: Path) ->
 def test_a_search_of_other_settings_gives_no_rates() -> None:
     ranked = search.pd.DataFrame([{"method": "mos", "method.r": 8, "mean": 1.0}])
     assert search.best_rates(compose(["search=mos"]), ranked) == {}
+
+
+def test_a_dry_search_lists_its_runs_and_trains_none(tmp_path: Path) -> None:
+    places = [f"{name}_dir={tmp_path / name}" for name in ("runs", "cache", "results")]
+    command = [
+        sys.executable,
+        "-m",
+        "scripts.search",
+        "profile=smol",
+        "dry=true",
+        "search.datasets=[cot]",
+        GRID,
+        *places,
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    *listed, last = done.stdout.splitlines()
+    assert last == "3 runs to train, of 3"
+    assert all(line.startswith("method=lora_r8 trainer.learning_rate=") for line in listed)
+    assert not (tmp_path / "runs").exists()
