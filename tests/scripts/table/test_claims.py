@@ -124,8 +124,13 @@ def test_a_claim_that_cannot_be_judged_is_refused(override, sentence):
 
 
 def test_a_row_that_was_left_out_cannot_be_judged():
-    with pytest.raises(ValueError, match=r"the row Pure Sharing 64 is left out by methods=\['lora_r2'\]; run all"):
-        claims.outcomes_of(["table=table1", "methods=[lora_r2]"])
+    outcomes = claims.outcomes_of(["table=table1", "methods=[vera_r256]"])
+    assert [(outcome.measure, outcome.found, outcome.verdict) for outcome in outcomes] == 2 * [
+        ("avg", None, "-"), ("validation_loss", None, "-")
+    ]  # fmt: skip
+    text = claims.render_claims(outcomes, "smol", [0, 1], None)
+    assert "| Sharing alone hurts | Pure Sharing 64 against LoRA 2 | Avg. | - | - | - | - |" in text
+    assert "A claim about a row that was not run shows -." in text
 
 
 @pytest.mark.parametrize(
