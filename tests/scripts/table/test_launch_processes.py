@@ -33,13 +33,13 @@ def test_two_processes_train_what_one_trains(tiny_cell, tmp_path, method, checkp
     settings = ["method.dropout=0.0", "trainer.micro_batch_size=1", f"trainer.gradient_checkpointing={checkpointing}"]
     equivalent = ["method.equivalent_rank=4"] if method == "mos" else []
     cell = [*tiny_cell, *settings, f"method={method}", *equivalent]
-    for processes in (1, 2):
+    for processes in (2, 1):  # the two measure the untrained adapter, the one takes their number
         done = train(processes, cell, tmp_path / str(processes))
         assert done.returncode == 0, done.stderr
     one, two = (next((tmp_path / str(n)).glob("*/*/*")) for n in (1, 2))
     assert one.name == two.name
     assert [json.loads((run / "run.json").read_text())["processes"] for run in (one, two)] == [1, 2]
-    assert sorted(p.name for p in two.iterdir()) == [".lock", "adapter", "config.yaml", "metrics.jsonl", "run.json"]
+    assert sorted(p.name for p in two.iterdir()) == sorted(p.name for p in one.iterdir())
     assert losses(one) == pytest.approx(losses(two), rel=1e-5)
     assert len(losses(one)) == 4 + 3
     expected, found = (load_file(run / "adapter" / "adapter_model.safetensors") for run in (one, two))
@@ -52,9 +52,6 @@ def test_two_processes_train_what_one_trains(tiny_cell, tmp_path, method, checkp
 def test_a_batch_that_does_not_divide_is_refused_in_one_sentence(tiny_cell, tmp_path):
     done = train(2, tiny_cell, tmp_path)
     assert done.returncode != 0
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert set(errors) == {
-        "error: trainer.batch_size=4 is not a multiple of trainer.micro_batch_size=4 on each of 2 processes; "
-        "lower the second."
-    }
+    said = "error: trainer.batch_size=4 is not a multiple of trainer.micro_batch_size=4 on each of 2 processes; "
+    assert done.stderr.count(f"{said}lower the second.") == done.stderr.count("error: ") > 0  # each process says it
     assert not list(tmp_path.iterdir())
