@@ -82,7 +82,7 @@ report: $(READY)  ## one self-contained page of a profile's tables, plots and lo
 	$(COMMAND) report
 publish: $(READY)  ## your tables in results/<profile>/ into results/published/<profile>/, after a check of their provenance
 	$(COMMAND) publish
-readme: $(READY)  ## the tables of README.md, from results/published
+readme: $(READY)  ## the tables of README.md and docs/evidence.md, from results/
 	$(PY) -m scripts.readme
 dashboard: $(READY)  ## a W&B workspace of the same, for the runs of TABLE=table2 (needs WANDB_API_KEY)
 	$(COMMAND) dashboard table=$(or $(TABLE),table2)

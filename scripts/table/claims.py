@@ -58,6 +58,8 @@ class Outcome:
             return "-"
         if self.found.seeds == 1:
             return "cannot tell: one seed says nothing of others"
+        if self.found.nonzero == 0:  # as where no row solves any item
+            return "cannot tell: the two rows differ on no item"
         sign = -1 if (self.measure == LOSS) != (self.claim.relation == "lower") else 1
         margin = self.claim.margin.get(self.measure, 0.0)
         low, high = sorted(sign * end + margin for end in self.found.interval)

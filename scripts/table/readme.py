@@ -1,4 +1,4 @@
-"""The tables in README.md, made from the committed results.
+"""The tables in README.md and docs/evidence.md, made from the committed results.
 
 `<!-- table: micro/table2 -->` to `<!-- end -->` is a table of results/published; docs/tables.md explains its marks.
 `<!-- page: FILE, HEADING -->` to `<!-- end -->` is the first table below a heading of a rendered page in results/.
@@ -18,6 +18,7 @@ from scripts.table.statistics import LEVEL
 from scripts.table.summary import AVERAGE, LOSS, is_better
 
 README, RESULTS = ROOT / "README.md", ROOT / "results"
+PAGES = (README, ROOT / "docs" / "evidence.md")
 MARKED = re.compile(r"(<!-- table: (?P<folder>[\w./=+-]+)/(?P<name>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 COPIED = re.compile(r"(<!-- page: (?P<file>[^,\n]+), (?P<heading>[^\n]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 HEAD = ("Method", "Rank", "# Param., measured", "Avg., measured", "# Param., paper", "Avg., paper")
@@ -38,10 +39,10 @@ def filled(text: str, results: Path) -> str:
 def _copied(page: Path, heading: str) -> str:
     """The first table below the heading."""
     if not page.is_file():
-        raise FileNotFoundError(f"README.md shows a table of {page}, which is not there.")
+        raise FileNotFoundError(f"A page shows a table of {page}, which is not there.")
     found = re.search(rf"^#+ {re.escape(heading)}\n[^#|]*((?:\|.*\n)+)", page.read_text(encoding="utf-8"), re.MULTILINE)
     if found is None:
-        raise ValueError(f"README.md shows the table below '{heading}' in {page}, which has none.")
+        raise ValueError(f"A page shows the table below '{heading}' in {page}, which has none.")
     return found[1]
 
 
@@ -49,7 +50,7 @@ def _table(stem: Path) -> str:
     """The averages of a table's rows, measured beside the paper's; in front their validation losses, if it has any."""
     path = stem.with_suffix(".csv")
     if not path.is_file():
-        raise FileNotFoundError(f"README.md shows {path}, which is not there; publish it, or take its marks out.")
+        raise FileNotFoundError(f"A page shows {path}, which is not there; publish it, or take its marks out.")
     frame = pd.read_csv(path, dtype=str, keep_default_na=False)
     measured = frame[(frame.source == "measured") & (frame.seed == "mean") & (frame.won == "True")]
     losses = {_key(line): line for line in _lines(measured, LOSS) if line["value"]}

@@ -68,6 +68,12 @@ def test_one_seed_cannot_judge_the_method():
     assert "one seed says nothing of others" in claims.render_claims(outcomes, "smol", [0], None)
 
 
+@pytest.mark.parametrize("relation", ["higher", "lower", "reaches"])
+def test_rows_that_differ_on_no_item_cannot_be_judged(relation):
+    outcome = claims.Outcome(claim(relation), AVERAGE, estimate([np.zeros((3, 16))]), [0.0, 0.0, 0.0])
+    assert outcome.verdict == "cannot tell: the two rows differ on no item"
+
+
 def outcome_of(spread, items, gain, measure=AVERAGE, relation="higher"):
     """Three seeds `spread` points apart, items give or take `items`, a mean difference of `gain`."""
     rows = np.array([[-spread], [0.0], [spread]]) + gain + np.tile([-items, items], 100)

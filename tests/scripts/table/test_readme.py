@@ -1,4 +1,4 @@
-"""The tables of README.md are those of the published results."""
+"""The tables of README.md and docs/evidence.md are those of the published results."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from scripts.config import ROOT
-from scripts.table.readme import COPIED, MARKED, README, RESULTS, filled
+from scripts.table.readme import COPIED, MARKED, PAGES, README, RESULTS, filled
 
 HEAD = "table,source,label,rank,method,r,params,won,seed,column,value,std,difference,p_holm\n"
 CSV = f"""{HEAD}t,measured,LoRA,2,lora_r2,2,4997,True,mean,avg,42.0400,1.2000,,
@@ -22,10 +22,11 @@ t,measured,Worse,9,worse,9,11,True,mean,avg,,,-1.0,
 """
 
 
-def test_the_readme_is_current() -> None:
-    text = README.read_text(encoding="utf-8")
-    assert MARKED.search(text)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_is_current(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
     assert COPIED.search(text)
+    assert MARKED.search(text) or page != README
     assert filled(text, RESULTS) == text, "run make readme"
 
 
@@ -50,7 +51,7 @@ def test_validation_losses_stand_in_front_of_the_averages(tmp_path: Path) -> Non
 
 
 def test_a_table_that_is_not_published_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"README\.md shows .*micro/none\.csv"):
+    with pytest.raises(FileNotFoundError, match=r"A page shows .*micro/none\.csv"):
         filled("<!-- table: micro/none -->\n<!-- end -->", tmp_path)
 
 
@@ -84,7 +85,7 @@ def test_a_page_without_the_table_is_named(heading: str, tmp_path: Path) -> None
 
 
 def test_a_page_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"README\.md shows a table of .*none\.md"):
+    with pytest.raises(FileNotFoundError, match=r"A page shows a table of .*none\.md"):
         filled("<!-- page: none.md, Rows -->\n<!-- end -->", tmp_path)
 
 
