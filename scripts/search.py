@@ -31,9 +31,8 @@ def main(cfg: DictConfig) -> None:
             print(f"skipped {combination.method} {combination.settings}: {combination.skipped}", file=sys.stderr)
     missing = [job for c in found for key, job in c.jobs.items() if not runs.is_finished(c.runs[key])]
     if cfg.dry:
-        print(
-            "\n".join([*map(" ".join, missing), f"{len(missing)} runs to train, of {sum(len(c.runs) for c in found)}"])
-        )
+        total = sum(len(combination.runs) for combination in found)
+        print("\n".join([*map(" ".join, missing), f"{len(missing)} runs to train, of {total}"]))
         return
     failed = launch(overrides, missing, cfg.launcher, cfg.workers) if missing else []
     if failed:

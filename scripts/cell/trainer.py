@@ -78,9 +78,7 @@ class CellTrainer(Trainer):
         uncheckpointed: int = 0,
         **kwargs: Any,
     ) -> None:
-        self.validation_order = np.argsort(
-            lengths(data.validation), kind="stable"
-        )  # so that batches need little padding
+        self.validation_order = np.argsort(lengths(data.validation), kind="stable")  # batches need little padding
         super().__init__(train_dataset=data.train, eval_dataset=data.validation.select(self.validation_order), **kwargs)
         self.settings, self.examples, self.uncheckpointed = settings, data.train, uncheckpointed
         self.untrained, self.held_out = untrained, held_out
