@@ -210,7 +210,7 @@ def test_equal_indices_are_kept_once():
     stacks, _ = build_stacks(modules, packed)
     one, same, other = (
         hold("x", Adapter(alpha, random_adapter(seed).pools), stacks, torch.float32, str)
-        for seed, alpha in ((0, 1.0), (0, 2.0), (1, 1.0))
+        for seed, alpha in ((71, 1.0), (71, 2.0), (72, 1.0))  # no other test holds these
     )
     assert one.indices is same.indices and one.indices is not other.indices
     assert not torch.equal(one.memory, same.memory)

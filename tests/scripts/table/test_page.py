@@ -17,7 +17,7 @@ from scripts.table import page as report
 from scripts.table.figures import INK
 from scripts.table.summary import LOSS
 
-SMOL = ROOT / "results" / "published" / "smol"
+SMOL = ROOT / "tests" / "fixtures" / "smol_results"  # of a run of 30 steps: two rows, all training sets, one seed
 CHROMIUM = shutil.which("chromium")
 
 
