@@ -30,6 +30,8 @@ class Pool(Weight):
     def forward(self, index: Tensor) -> Tensor:
         """One factor, (r, l * s), on the device of `index` (r, l)."""
         weight = self.weight
+        if weight.device == index.device:
+            return assemble(weight, index)
         return assemble(weight, index.to(weight.device)).to(index.device)
 
 
@@ -136,8 +138,10 @@ class MosLayer(LowRankLayer):
 
         Raises RuntimeError if gradients are wanted that would not reach the pools, or not wholly.
         """
-        self.note_ddp()
         pools, index = self.pool_modules(adapter), self.mos_index[adapter]
+        if not (self.training or torch.is_grad_enabled()):
+            return _picked(pools, index)
+        self.note_ddp()
         offloaded = private.is_offloaded(pools[0]) or private.is_offloaded(pools[1])
         if offloaded and self.training:
             raise RuntimeError(
@@ -172,7 +176,8 @@ class MosLayer(LowRankLayer):
 
 def _picked(pools: tuple[Pool, Pool], index: Tensor) -> Pair:
     """What `index` (2, r, l) picks from the pools of A and of B."""
-    return pools[0](index[0]), pools[1](index[1])
+    index_a, index_b = index.unbind()
+    return pools[0](index_a), pools[1](index_b)
 
 
 class MosLinear(MosLayer):

@@ -89,5 +89,4 @@ def assemble(pool: Tensor, index: Tensor) -> Tensor:
     index: (r, l), int32 or int64 in [0, n); row j lists the shards of vector j, left to right
     returns (r, s * l): the rows of A, or the columns of B
     """
-    rows = pool.index_select(0, index.flatten())  # (r*l, s)
-    return rows.view(index.shape[0], -1)  # (r, l*s)
+    return torch.embedding(pool, index).flatten(1)  # (r, l, s) -> (r, l*s)

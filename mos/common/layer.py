@@ -79,10 +79,16 @@ class LowRankLayer(Keeping, nn.Module, BaseTunerLayer):
     def add_update(self, y: Tensor, x: Tensor, adapter: str) -> Tensor:
         """y + alpha / r * B A dropout(x).   y: (..., o), x: (..., h) -> (..., o), at least as precise as y"""
         a, b = self.present_factors(adapter, x)  # (r, h), (o, r)
-        x = self.dropout[adapter](self._cast_input_dtype(x, a.dtype))
-        if y.dtype != a.dtype and y.dtype.itemsize >= a.dtype.itemsize:  # autocast: y must not lose precision
-            return y + F.linear(F.linear(x, a), b) * self.scaling[adapter]
-        return add_low_rank(y.to(a.dtype), x, a, b, self.scaling[adapter])
+        if x.dtype != a.dtype:
+            x = self._cast_input_dtype(x, a.dtype)
+        dropout = self.dropout[adapter]
+        if dropout.training:  # else calling it costs a decoding step as much as assembling a factor
+            x = dropout(x)
+        if y.dtype != a.dtype:
+            if y.dtype.itemsize >= a.dtype.itemsize:  # autocast: y must not lose precision
+                return y + F.linear(F.linear(x, a), b) * self.scaling[adapter]
+            y = y.to(a.dtype)
+        return add_low_rank(y, x, a, b, self.scaling[adapter])
 
     def present_factors(self, adapter: str, x: Tensor) -> tuple[Tensor, Tensor]:
         """A (r, h) and B (o, r) for the tokens x: in the type of autocast, and kept ones within `kept_factors`."""
@@ -138,7 +144,7 @@ class LowRankLayer(Keeping, nn.Module, BaseTunerLayer):
         for adapter in self.active_adapters:
             if adapter in self.scaling:
                 result = self.add_update(result, x, adapter)
-        return result.to(dtype)
+        return result if result.dtype == dtype else result.to(dtype)
 
     def _check_mixed_batch(self, x: Tensor, adapter_names: list[str]) -> None:
         if len(x) != len(adapter_names):
