@@ -143,8 +143,21 @@ def operations(served: Served, folder: Path) -> int:
     return counted.operations
 
 
-def into_slot(served: Served, folder: Path) -> float:
-    """Seconds from the files of an adapter that the engine does not know, to its factors in a slot."""
+def uncache(folder: Path) -> None:
+    """Take the files of an adapter out of the system's cache (Linux), which is memory that holds adapters too."""
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fdatasync(file.fileno())  # what has not been written yet would stay
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def into_slot(served: Served, folder: Path, *, on_disk: bool) -> float:
+    """Seconds from the files of an adapter that the engine does not know, to its factors in a slot.
+
+    on_disk: the system has no copy of the files in memory
+    """
+    if on_disk:
+        uncache(folder)
     adapter = served.adapter(folder)
     begun = time.perf_counter()
     served.worker.add_adapter(adapter)
@@ -153,8 +166,10 @@ def into_slot(served: Served, folder: Path) -> float:
     return seconds
 
 
-def first_token(served: Served, folder: Path) -> float:
-    """Seconds from a request for an adapter that the engine does not know, to the first token."""
+def first_token(served: Served, folder: Path, *, on_disk: bool) -> float:
+    """Seconds from a request for an adapter that the engine does not know, to the first token; as `into_slot`."""
+    if on_disk:
+        uncache(folder)
     [prompt] = prompts(0, 1, SHORT)
     adapter = served.adapter(folder)
     begun = time.perf_counter()
@@ -202,11 +217,18 @@ class Streamed(NamedTuple):
 
 
 def stream(
-    served: Served, asked: Sequence[Path | None], *, seed: int, prompt: int, tokens: int, together: int
+    served: Served,
+    asked: Sequence[Path | None],
+    *,
+    seed: int,
+    prompt: int,
+    tokens: int,
+    together: int,
+    on_disk: bool = False,
 ) -> Streamed:
     """Answer a request for each of `asked` (None: no adapter); `together` clients, each of which waits for its answer.
 
-    prompt, tokens: of each request and of each answer
+    prompt, tokens: of each request and of each answer; on_disk: what the engine does not hold is read from the disk
     """
     engine = served.engine
     sent: dict[str, float] = {}
@@ -216,6 +238,8 @@ def stream(
     while True:
         while unfinished < together and (following := next(waiting, None)):
             number, (folder, ids) = following
+            if folder and on_disk:
+                uncache(folder)
             sent[str(number)] = time.perf_counter()
             engine.add_request(str(number), ids, sampling(tokens), lora_request=served.adapter(folder))
             unfinished += 1

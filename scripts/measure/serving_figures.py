@@ -29,16 +29,21 @@ def bytes_held(bench: Bench) -> list[Measured]:
 
 
 def cold(bench: Bench) -> list[Measured]:
-    """Each round is another adapter, which nothing has read; its files are in the system's cache, in all forms."""
+    """Each round is another adapter, which nothing has read; its files are on the disk, or in the system's cache."""
     sizes, forms = bench.sizes, ("mos", "packed", "lora")
+    spans = {
+        "File to first token": (ask.first_token, True),
+        "Of it, file to slot": (ask.into_slot, True),
+        "File in the system's cache to first token": (ask.first_token, False),
+    }
 
-    def arm(engine: Engine, task: Callable[..., float], form: str, turn: int) -> float:
-        return engine.ask(task, bench.folder(sizes.small, form, turn % sizes.adapters))
+    def arm(engine: Engine, task: Callable[..., float], on_disk: bool, form: str, turn: int) -> float:
+        return engine.ask(task, bench.folder(sizes.small, form, turn % sizes.adapters), on_disk=on_disk)
 
     rows = []
     with bench.engine(sizes.small) as fresh:
-        for task, span in ((ask.first_token, "File to first token"), (ask.into_slot, "Of it, file to slot")):
-            found = in_turns(sizes.cold, {form: partial(arm, fresh, task, form) for form in forms})
+        for span, (task, on_disk) in spans.items():
+            found = in_turns(sizes.cold, {form: partial(arm, fresh, task, on_disk, form) for form in forms})
             rows += cold_rows(span, found)
     return rows
 
@@ -92,10 +97,17 @@ def registered(bench: Bench) -> list[Measured]:
 
 
 def streaming(
-    bench: Bench, engine: Engine, prompt: int, asked: Callable[[int], Sequence[Path | None]], turn: int
+    bench: Bench,
+    engine: Engine,
+    prompt: int,
+    asked: Callable[[int], Sequence[Path | None]],
+    turn: int,
+    on_disk: bool = False,
 ) -> Streamed:
     sizes = bench.sizes
-    return engine.ask(ask.stream, asked(turn), seed=turn, prompt=prompt, tokens=sizes.tokens, together=sizes.slots)
+    return engine.ask(
+        ask.stream, asked(turn), seed=turn, prompt=prompt, tokens=sizes.tokens, together=sizes.slots, on_disk=on_disk
+    )
 
 
 def rate(rounds: Sequence[Streamed]) -> list[float]:
@@ -123,7 +135,7 @@ def many(bench: Bench) -> list[Measured]:
 
 
 def memory(bench: Bench) -> list[Measured]:
-    """All adapters native; exported as many as take the same bytes, the others are read when they are asked for."""
+    """All adapters native; exported as many as take the same bytes, and the others are read from the disk."""
     sizes = bench.sizes
     one, other = (bench.small.ask(ask.bytes_held, bench.folder(sizes.small, form, 0))[0] for form in ("mos", "lora"))
     fitting = max(sizes.adapters * one // other, sizes.slots)
@@ -138,7 +150,7 @@ def memory(bench: Bench) -> list[Measured]:
         found = in_turns(
             sizes.rounds,
             {
-                form: partial(streaming, bench, engine, sizes.small_prompt, partial(drawn, form))
+                form: partial(streaming, bench, engine, sizes.small_prompt, partial(drawn, form), on_disk=True)
                 for form, engine in arms.items()
             },
         )

@@ -1,6 +1,7 @@
 """The serving bench: turns, intervals, what is measured again, and one small run of all figures."""
 
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -12,6 +13,7 @@ import pytest
 from scripts import bench_serve
 from scripts.measure import serving_table
 from scripts.measure.serving_bench import Measured, Sizes, exact, in_turns, neighbours, percentiles, zipf
+from scripts.measure.serving_engine import uncache
 from scripts.measure.serving_inputs import name_again
 from scripts.measure.training import Ratio
 
@@ -103,7 +105,7 @@ def test_the_table_is_markdown():
     lines = serving_table.table([Measured("f", Ratio(1.0, 0.5, 2.0), "d"), Measured("g", exact(3.0), "e")]).splitlines()
     assert len(lines) == 4 and {line.count("|") for line in lines} == {5}
     assert "1.000 [0.500, 2.000]" in lines[2] and "| 3.000 |" in lines[3]
-    assert "r=32, e=8" in serving_table.described(Sizes())
+    assert "r=64, e=16" in serving_table.described(Sizes())
 
 
 def test_an_unknown_figure_is_refused(capsys):
@@ -117,6 +119,27 @@ def test_a_second_name_has_the_same_files(tmp_path):
     (tmp_path / "a" / "file").write_text("x", encoding="utf-8")
     name_again(tmp_path / "a", tmp_path / "b")
     assert (tmp_path / "b" / "file").samefile(tmp_path / "a" / "file")
+
+
+def in_memory(file):
+    """Whether the system has the file's beginning in memory: one that has to wait for the disk says so."""
+    with file.open("rb") as opened:
+        try:
+            return bool(os.preadv(opened.fileno(), [bytearray(1)], 0, os.RWF_NOWAIT))
+        except BlockingIOError:
+            return False
+
+
+def test_uncached_files_are_whole_and_read_from_the_disk(tmp_path):
+    kind = subprocess.run(["stat", "-f", "-c", "%T", tmp_path], capture_output=True, text=True).stdout.strip()
+    if kind in ("tmpfs", "ramfs", "overlayfs"):
+        pytest.skip(f"files of {kind} are in memory, or cannot be asked whether they are")
+    content, file = os.urandom(1 << 20), tmp_path / "file"
+    file.write_bytes(content)
+    assert in_memory(file)
+    uncache(tmp_path)
+    assert not in_memory(file)
+    assert file.read_bytes() == content and in_memory(file)
 
 
 @pytest.mark.slow
