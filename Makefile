@@ -77,11 +77,15 @@ serve-plan: $(READY)  ## how many adapters a node serves, e.g. MODEL=llama2_70b 
 serve-demo: $(READY)  ## a thousand MoS adapters in one vLLM server, asked for by name: three minutes on a laptop
 	$(PY) -m scripts.serve_demo
 
-.PHONY: report dashboard publish readme
+.PHONY: report dashboard publish archive restore readme
 report: $(READY)  ## one self-contained page of a profile's tables, plots and loss curves: report/<profile>.html
 	$(COMMAND) report
 publish: $(READY)  ## your tables in results/<profile>/ into results/published/<profile>/, after a check of their provenance
 	$(COMMAND) publish
+archive: $(READY)  ## the runs behind your tables into results/published/<profile>/runs/, without their weights
+	$(COMMAND) archive
+restore: $(READY)  ## the published runs into runs/, so that their tables are made again, with more rows or seeds, without training
+	$(COMMAND) restore
 readme: $(READY)  ## the tables of README.md and docs/evidence.md, from results/
 	$(PY) -m scripts.readme
 dashboard: $(READY)  ## a W&B workspace of the same, for the runs of TABLE=table2 (needs WANDB_API_KEY)

@@ -17,8 +17,9 @@ from typing import Any
 from tqdm import tqdm
 
 from data_prep.code import code_key
-from data_prep.storage import digest, sha256, write_json
+from data_prep.storage import digest, write_json
 from eval import benchmarks, letters, sandbox
+from eval import weights as adapter_weights
 from eval.benchmarks import Item, Prompting
 from eval.engines import Decoding, Engine, Request
 from eval.predictions import Record, Store
@@ -127,7 +128,7 @@ class Trial:
             "prompts": digest([[item.id, item.prompt, item.gold] for item in self.items]),
             "decoding": self.decoding and asdict(self.decoding),
             "model": self.conditions.model,
-            "adapter": weights and sha256(weights / "adapter_model.safetensors"),
+            "adapter": weights and adapter_weights.key(weights),
             "engine": self.conditions.engine,
         }
 
@@ -146,10 +147,13 @@ def evaluate(
 
     all_benchmarks: by name, those that the jobs ask for
     Raises ValueError for a job's benchmark that is not among them; PermissionError, before the engine is made, if
-    programs would have to run unprotected.
+    programs would have to run unprotected; FileNotFoundError, likewise, if an adapter has no weights here.
     """
     trials = list(_trials(jobs, all_benchmarks, conditions, tokenizer))
-    _check_protection(trials)
+    missing = [trial for trial in trials if not (trial.folder / "metrics.json").is_file()]
+    for trial in missing:
+        adapter_weights.require(trial.job.run_dir, trial.job.adapter, trial.benchmark.name)
+    _check_protection(missing)
     engine = cache(engine_factory)  # made at the first missing item, then shared
     groups: dict[tuple[str, Decoding | None], dict[Path, Trial]] = defaultdict(dict)
     for trial in trials:
@@ -183,10 +187,10 @@ def _trials(
             yield Trial(job, benchmark, conditions, prompting, items[name, job.chat])
 
 
-def _check_protection(trials: Sequence[Trial]) -> None:
+def _check_protection(missing: Sequence[Trial]) -> None:
     """Log what shuts in the programs that are still to be run. Hours of generating must not end in a refusal."""
-    for trial in trials:
-        if trial.benchmark.config.get("programs") and not (trial.folder / "metrics.json").is_file():
+    for trial in missing:
+        if trial.benchmark.config.get("programs"):
             key = f"benchmark.{trial.benchmark.name}.allow_unprotected"
             log.info("%s", sandbox.require_protection(trial.prompting.allow_unprotected, key))
             return

@@ -6,8 +6,9 @@ gradients: the gradient of a factor goes to its stand-in, and those of all stand
 together.
 """
 
+import threading
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -114,12 +115,13 @@ class StandIns(NamedTuple):
         )
 
 
-class Collector:
-    """Hands out stand-ins to the blocks that share a pair of pools."""
+class Collector(threading.local):
+    """Hands out stand-ins to the blocks that share a pair of pools; to each thread its own."""
+
+    left: StandIns | None = None
 
     def __init__(self, blocks: int) -> None:
         self.blocks = blocks
-        self.left: StandIns | None = None
 
     def take(self, pools: Pair, index: Tensor) -> Pair:
         """What receives the gradients of the factors that a block assembles by `index` (2, r, l).
@@ -138,6 +140,6 @@ class Collector:
         stand_ins.indices[len(stand_ins.pairs) - 1] = index
         return stand_ins.pairs.pop()
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __reduce__(self) -> tuple[Any, ...]:
         """What is copied and pickled: not what a forward pass leaves behind."""
-        return cast(dict[str, Any], self.__dict__ | {"left": None})
+        return Collector, (self.blocks,)

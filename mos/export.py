@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from mos.common import private
 from mos.files import ROOT, last_name
 from mos.proof import require_same_logits
 from mos.registration import METHODS
@@ -118,7 +119,8 @@ def lora_config(config: Any, ranks: dict[str, int]) -> LoraConfig:
     parameters = list(getattr(config, "target_parameters", None) or ())
     common = config.r if parameters else Counter(ranks.values()).most_common(1)[0][0]
     alphas = {rank: getattr(config, "alpha", rank) for rank in (common, *ranks.values())}
-    rewritten = {name for name in ranks if is_mixture(ranks, parameters) and last_name(name) in REWRITTEN}
+    mixture = is_mixture(config, ranks)
+    rewritten = {name for name in ranks if mixture and last_name(name) in REWRITTEN}
     return LoraConfig(
         r=common,
         lora_alpha=alphas[common],
@@ -135,6 +137,9 @@ def lora_config(config: Any, ranks: dict[str, int]) -> LoraConfig:
     )
 
 
-def is_mixture(names: Iterable[str], parameters: list[str]) -> bool:
-    """Whether an adapter on these modules and parameters is one of a mixture of experts."""
-    return bool(parameters) or any("expert" in name for name in names)
+def is_mixture(config: Any, names: Iterable[str]) -> bool:
+    """Whether an adapter on these modules is one of a mixture of experts; older files do not name the base model's type
+    and are known by their targets."""
+    if private.is_mixture(getattr(config, "base_model_type", None)):
+        return True
+    return bool(getattr(config, "target_parameters", None)) or any("expert" in name for name in names)

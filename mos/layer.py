@@ -73,6 +73,7 @@ class MosLayer(LowRankLayer):
         self.mos_scale = BufferDict(persistent=True)  # (r,): ones, or the random scales
         self.scaled: dict[str, bool] = {}  # whether the scales are others than ones
         self.collectors: dict[str, Collector] = {}
+        self.register_load_state_dict_post_hook(note_scales)
 
     def rank(self, config: MosConfig, shared: Place) -> int:
         return shared.group.layout.rank
@@ -87,7 +88,7 @@ class MosLayer(LowRankLayer):
             self.mos_A.share(adapter, group.layers[0].mos_A)
             self.mos_B.share(adapter, group.layers[0].mos_B)
         else:
-            self._create_pools(adapter, config, group.layout)
+            self._create_pools(adapter, config, group.layout.size)
         group.layers.append(self)
 
     def _draw_indices(self, config: MosConfig, place: Place) -> Tensor:
@@ -104,17 +105,26 @@ class MosLayer(LowRankLayer):
             return ones
         return ones.normal_(config.scale_mean, config.scale_std, generator=stream(config.index_seed, place.name, "s"))
 
-    def _create_pools(self, adapter: str, config: MosConfig, layout: PoolLayout) -> None:
-        """A uniform, B zero (Sec. 3.5, Initialization); B as `nn.Linear` would be with `init_weights=False`."""
-        shards, bound = layout.shards_per_vector, init_bound(self.in_features)
-        self.mos_A[adapter] = nn.Parameter(torch.empty(layout.size, self.in_features // shards))
-        self.mos_B[adapter] = nn.Parameter(torch.empty(layout.size, self.out_features // shards))
+    def _create_pools(self, adapter: str, config: MosConfig, size: int) -> None:
+        """Pools of `size` shards. A uniform, B zero (Sec. 3.5, Initialization); B as `nn.Linear` would be with
+        `init_weights=False`."""
+        shards, bound = config.shards_per_vector, init_bound(self.in_features)
+        self.mos_A[adapter] = nn.Parameter(torch.empty(size, self.in_features // shards))
+        self.mos_B[adapter] = nn.Parameter(torch.empty(size, self.out_features // shards))
         nn.init.uniform_(self.mos_A[adapter], -bound, bound)
-        bound = 0.0 if config.init_weights else 1 / math.sqrt(layout.rank)
+        bound = 0.0 if config.init_weights else 1 / math.sqrt(self.r[adapter])
         nn.init.uniform_(self.mos_B[adapter], -bound, bound)
 
-    def take_choice(self, adapter: str, other: str) -> None:
-        """Read the shards that the adapter `other` reads here, with the same scales."""
+    def take_choice(self, adapter: str, other: str, config: MosConfig) -> None:
+        """Read the shards that the adapter `other` reads here, with the same scales; both have the settings `config`.
+
+        Its pools are those of the model that it was added to, which may have lost or gained blocks since.
+        """
+        own, size = self.mos_A[adapter], len(self.mos_A[other])
+        if len(own) != size:
+            self._create_pools(adapter, config, size)
+            for pool in (self.mos_A, self.mos_B):
+                pool[adapter] = nn.Parameter(pool[adapter].to(own), requires_grad=own.requires_grad)
         self.mos_index[adapter] = self.mos_index[other].clone()
         self.mos_scale[adapter] = self.mos_scale[other].clone()
         self.scaled[adapter] = self.scaled[other]
@@ -153,17 +163,17 @@ class MosLayer(LowRankLayer):
         if offloaded or not (weights[0].requires_grad or weights[1].requires_grad):
             with torch.no_grad():
                 return _picked(pools, index)
+        if private.is_transformed() or not all(map(is_whole, weights)):
+            return _picked(pools, index)
         if pools[0].is_torn() or pools[1].is_torn():
             raise RuntimeError(TORN.format(adapter=adapter))
-        if private.is_transformed() or private.is_partitioned(weights[0]) or private.is_partitioned(weights[1]):
-            return _picked(pools, index)
         return self._collected(adapter, weights, index)
 
     def _collected(self, adapter: str, weights: Pair, index: Tensor) -> Pair:
         """The same, with the gradients of all blocks scattered together."""
         here = index.to(weights[0].device)
         stand_ins = self.collectors[adapter].take(weights, here)
-        a, b = Assemble.apply(*stand_ins, weights[0].detach(), weights[1].detach(), here, self.refusal())
+        a, b = Assemble.apply(*stand_ins, weights[0].detach(), weights[1].detach(), here, self.refusal(*weights))
         return a.to(index.device), b.to(index.device)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -172,6 +182,19 @@ class MosLayer(LowRankLayer):
             if safe_merge and adapter in self.scaling:
                 require_finite(adapter, self.mos_A[adapter], self.mos_B[adapter])
         super().merge(safe_merge, adapter_names)
+
+
+def note_scales(layer: MosLayer, _: Any) -> None:
+    """After `load_state_dict`: whether the scales that it has brought are others than ones."""
+    for adapter, scale in layer.mos_scale.items():
+        if not scale.is_meta:
+            layer.scaled[adapter] = bool((scale != 1).any())
+
+
+def is_whole(weight: Tensor) -> bool:
+    """Whether this is the pool as it is trained: not a part of it (ZeRO-3), nor what somebody has put in its place
+    for a call (`torch.func.functional_call`, a replica of DataParallel)."""
+    return isinstance(weight, nn.Parameter) and not private.is_partitioned(weight)
 
 
 def _picked(pools: tuple[Pool, Pool], index: Tensor) -> Pair:

@@ -8,7 +8,7 @@ from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.quantization_utils import get_quantization_kwargs
 from torch import Tensor, nn
 
-from mos.common.model import LINEAR_LAYERS, LLAMA_LIKE, LowRankModel
+from mos.common.model import LINEAR_LAYERS, LLAMA_LIKE, LowRankModel, shared
 from mos.common.parameters import Weight
 from mos.config import MosConfig
 from mos.experts import ParamWrapper
@@ -16,6 +16,11 @@ from mos.files import compact
 from mos.layer import MosLayer, MosLinear, Place
 from mos.names import layer_type
 from mos.targets import parameters, plan, resolve_all_linear
+
+UNCHOSEN = (
+    "The file says nothing of '{name}', which would read shards at random. Leave the layer out by exclude_modules or "
+    "layers_to_transform in the adapter's config."
+)
 
 
 class MosModel(LowRankModel):
@@ -63,7 +68,7 @@ class MosModel(LowRankModel):
             if isinstance(layer, MosLayer) and adapter in layer.mos_index:
                 for other in twins:
                     if other in layer.mos_index and layer.mos_index[other].shape == layer.mos_index[adapter].shape:
-                        layer.take_choice(adapter, other)
+                        layer.take_choice(adapter, other, self.mos_config(adapter))
 
     def mos_config(self, adapter: str) -> MosConfig:
         """The settings of an adapter (`config` is the base model's)."""
@@ -109,27 +114,54 @@ class MosModel(LowRankModel):
     ) -> dict[str, Tensor]:
         check_pools(layers_with(model, adapter_name), adapter_name)
         state = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
-        return {key: compact(value) if ".mos_index." in key else value for key, value in state.items()}
+        end = f".mos_index.{adapter_name}"
+        return {key: compact(value) if key.endswith(end) else value for key, value in state.items()}
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         state = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-        layers = layers_with(model, adapter_name)
-        check_choice(layers, adapter_name, state)
-        for name, layer in layers.items():
+        for name, layer in layers_with(model, adapter_name).items():
             scale = state.get(f"{name}.mos_scale.{adapter_name}")
             if scale is not None and not scale.is_meta:
                 layer.scaled[adapter_name] = bool((scale != 1).any())
-        return {key: value.to(torch.int32) if ".mos_index." in key else value for key, value in state.items()}
+        end = f".mos_index.{adapter_name}"
+        return {key: value.round().int() if key.endswith(end) else value for key, value in state.items()}
 
     @classmethod
-    def fit(cls, holder: Weight, value: Tensor) -> None:
-        """The pools of a model that has lost or gained blocks are not of the size that its settings make."""
-        if holder.weight.shape != value.shape and holder.weight.shape[1:] == value.shape[1:]:
-            empty = holder.weight.new_empty(value.shape)
-            holder.weight = nn.Parameter(empty, requires_grad=holder.weight.requires_grad)
+    def accept(cls, model: nn.Module, adapter: str, state: dict[str, Tensor]) -> None:
+        """The pools of a model that has lost or gained blocks are not of the size that its settings make.
+
+        They are made to fit if the file has the indices of the same layers; if not, loading fails on the shapes.
+        """
+        groups = {id(each.holder.tied): each for each in shared(model, adapter)}
+        given = {id(each.holder.tied) for each in groups.values() if any(key in state for key in each.keys)}
+        read = dict.fromkeys(groups, -1)  # the last shard that a layer reads
+        same = True
+        for name, layer in layers_with(model, adapter).items():
+            index = state.get(f"{name}.mos_index.{adapter}")
+            if index is None and id(layer.mos_A.module(adapter).tied) in given:
+                raise ValueError(UNCHOSEN.format(name=name))
+            if index is None or index.is_meta:
+                continue
+            check_index(f"{name}.mos_index", index)
+            same = same and index.shape == layer.mos_index[adapter].shape
+            for pools, side in zip((layer.mos_A, layer.mos_B), index, strict=True):
+                pool = id(pools.module(adapter).tied)
+                read[pool] = max(read[pool], int(side.max()))
+        for pool, each in groups.items():
+            found = next((key for key in each.keys if key in state), None)
+            check_reach(each.keys[0], state[found] if found else None, read[pool])
+            if found and same:
+                fit(each.holder, state[found])
+
+
+def fit(holder: Weight, value: Tensor) -> None:
+    """Make room for as many shards as `value` has."""
+    if holder.weight.shape != value.shape and holder.weight.shape[1:] == value.shape[1:]:
+        empty = holder.weight.new_empty(value.shape)
+        holder.weight = nn.Parameter(empty, requires_grad=holder.weight.requires_grad)
 
 
 def layers_with(model: nn.Module, adapter: str) -> dict[str, MosLayer]:
@@ -143,23 +175,40 @@ def layers_with(model: nn.Module, adapter: str) -> dict[str, MosLayer]:
 
 def check_pools(layers: dict[str, MosLayer], adapter: str) -> None:
     """Raises ValueError if layers of one type and width read different pools: a file cannot tell which reads which."""
-    first: dict[tuple[str, int, int], tuple[str, Any]] = {}
+    first: dict[tuple[str, int, int], tuple[str, MosLayer]] = {}
     for name, layer in layers.items():
-        pools = layer.mos_A.module(adapter).tied
         kind = layer_type(name), layer.in_features, layer.out_features
-        other, expected = first.setdefault(kind, (name, pools))
-        if pools is not expected:
+        other, expected = first.setdefault(kind, (name, layer))
+        if not reads_same(layer, expected, adapter):
             raise ValueError(
                 f"'{name}' and '{other}' read different pools, as when a block was copied on its own, but a file holds "
                 "one pair of pools per layer type. Use merge_and_unload, or copy the block before adding the adapter."
             )
 
 
-def check_choice(layers: dict[str, MosLayer], adapter: str, state: dict[str, Tensor]) -> None:
-    """Raises ValueError if a layer would get pools from a file that does not say which of their shards it reads."""
-    for name in layers:
-        if f"{name}.mos_A.{adapter}.weight" in state and f"{name}.mos_index.{adapter}" not in state:
-            raise ValueError(
-                f"The file says nothing of '{name}', which would read shards at random. Leave the layer out by "
-                "exclude_modules or layers_to_transform in the adapter's config."
-            )
+def reads_same(layer: MosLayer, other: MosLayer, adapter: str) -> bool:
+    """Whether two layers read the same pools; somebody may have replaced those of one of them by other values."""
+    for pools, others in ((layer.mos_A, other.mos_A), (layer.mos_B, other.mos_B)):
+        one, two = pools.module(adapter), others.module(adapter)
+        if one.tied is not two.tied:
+            return False
+        replaced = one.weight is not two.weight and not (one.sharded or one.weight.is_meta or two.weight.is_meta)
+        if replaced and not torch.equal(one.weight, two.weight):
+            return False
+    return True
+
+
+def check_index(name: str, index: Tensor) -> None:
+    """Raises ValueError for indices that have been averaged or rounded: a file may have gone through a cast."""
+    if index.is_floating_point() and (index.itemsize < 4 or not torch.equal(index, index.round())):
+        raise ValueError(
+            f"'{name}' holds {index.dtype} that are no indices any more. Cast and average pools alone, and leave the "
+            "tensors called mos_index as they are."
+        )
+
+
+def check_reach(name: str, pool: Tensor | None, last: int) -> None:
+    """Raises ValueError if a layer reads a shard that the pool in a file does not have; last: -1 if none reads any."""
+    held = 0 if pool is None else len(pool)
+    if last >= held:
+        raise ValueError(f"The file has {held} shards for '{name}', but a layer reads shard {last}: it is damaged.")

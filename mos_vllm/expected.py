@@ -19,6 +19,7 @@ SIGNATURES: dict[str, dict[str, tuple[str, ...]]] = {
         "LRUCacheWorkerLoRAManager.create_lora_manager": ("self", "model", "vllm_config"),
         "LRUCacheWorkerLoRAManager._load_adapter": ("self", "lora_request"),
         "LRUCacheWorkerLoRAManager._apply_adapters": ("self", "lora_requests"),
+        "LRUCacheWorkerLoRAManager.set_active_adapters": ("self", "requests", "mapping"),
         "LRUCacheWorkerLoRAManager.add_adapter": ("self", "lora_request"),
         "LRUCacheWorkerLoRAManager.remove_all_adapters": ("self",),
     },
@@ -55,6 +56,8 @@ SIGNATURES: dict[str, dict[str, tuple[str, ...]]] = {
             "scale",
             "output_slices",
         ),
+        "PunicaWrapperCPU.add_lora_embedding": ("self", "y", "x", "lora_b_stacked"),
+        "PunicaWrapperCPU.add_lora_logits": ("self", "y", "x", "lora_a_stacked", "lora_b_stacked", "scale"),
         "PunicaWrapperCPU.add_shrink": ("self", "y", "x", "lora_a_stacked", "scale"),
         "PunicaWrapperCPU.add_expand": ("self", "y", "x", "lora_b_stacked", "output_slices", "offset_start"),
     },
@@ -69,13 +72,18 @@ SIGNATURES: dict[str, dict[str, tuple[str, ...]]] = {
         "OpenAIServingModels.load_lora_adapter": ("self", "request", "base_model_name"),
         "OpenAIServingModels.resolve_lora": ("self", "lora_name"),
     },
-    "vllm.v1.engine.async_llm": {"AsyncLLM.reset_prefix_cache": ("self", "reset_running_requests")},
+    "vllm.entrypoints.serve.engine.serving": {"BaseServing._check_model": ("self", "request")},
+    "vllm.v1.engine.async_llm": {
+        "AsyncLLM.reset_prefix_cache": ("self", "reset_running_requests"),
+        "AsyncLLM.list_loras": ("self",),
+    },
 }
 # Module: text that has to occur in it: the attributes that are read or set, and the one name that is rebound.
 WORDS: dict[str, tuple[str, ...]] = {
     "vllm.v1.worker.lora_model_runner_mixin": ("self.lora_manager = LRUCacheWorkerLoRAManager(",),
     "vllm.lora.worker_manager": (
         "_manager_cls:",
+        "set_adapter_mapping(mapping)",
         "self._adapter_manager = ",
         "self.lora_config",
         "vllm_config=vllm_config",

@@ -118,7 +118,18 @@ def hold(
     memory = torch.zeros(aligned(end), dtype=torch.uint8)
     for part, pools, stack, blocks in contents:
         fill(memory, part, pools, adapter.alpha / pools.rank, stack, blocks)
+        check_range(folder, part, memory, dtype)
     return Held(max(pools.rank for pools in adapter.pools), memory, shared(torch.cat(numbers)), parts)
+
+
+def check_range(folder: object, part: Part, memory: Tensor, dtype: torch.dtype) -> None:
+    """Raises AdapterError where a number has become infinite: a slot with one spoils later requests of others too."""
+    scale = 1.0 if part.scale is None else float(part.scale.of(memory).abs().max())
+    for view in (part.a, part.b):
+        pool = view.of(memory)
+        largest = float(max(abs(bound) for bound in pool.aminmax())) * (scale if view is part.a else 1.0)
+        if not largest <= torch.finfo(dtype).max:
+            raise AdapterError(folder, f"holds numbers that are too large for {dtype}, once they are scaled by alpha.")
 
 
 Contents = tuple[Part, Pools, "Stack", list[int]]  # the blocks of the stack that the pools belong to

@@ -148,6 +148,19 @@ class GroupedLoRA(PunicaWrapperCPU):
                 y[rows, start : start + width] += hidden[rows].to(b.dtype) @ b[slot, 0].T
                 start += width
 
+    def add_lora_embedding(self, y: Tensor, x: Tensor, lora_b_stacked: Tensor, *args: Any, **kwargs: Any) -> None:
+        """y (tokens, h) += x B^T; x (tokens, r) are the rows of A that the tokens name."""
+        for slot, rows in self.found:
+            y[rows] += x[rows].to(y.dtype) @ lora_b_stacked[slot, 0].T
+
+    def add_lora_logits(
+        self, y: Tensor, x: Tensor, lora_a_stacked: Tensor, lora_b_stacked: Tensor, scale: float, **kwargs: Any
+    ) -> None:
+        """y (rows, vocabulary) += scale * x A^T B^T, for the rows that are sampled from."""
+        y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
+        for slot, rows in by_slot(self.sampler_indices):
+            y[rows] += scale * (x[rows] @ lora_a_stacked[slot, 0].T) @ lora_b_stacked[slot, 0].T
+
 
 def wrapper_name(cls: type[CpuPlatform]) -> str:
     return f"{__name__}.{GroupedLoRA.__name__}"

@@ -1,7 +1,7 @@
 """vLLM's managers of adapters, with MoS adapters beside LoRA ones."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, cast
@@ -27,6 +27,7 @@ from mos_vllm.stack import build_stacks
 from mos_vllm.store import DeviceStore
 
 logger = init_logger("vllm.mos")
+FORGET = 1000  # requests that are kept beyond what is registered, so that they are looked through rarely
 
 
 class MosLoRAModel(LoRAModel):
@@ -187,6 +188,10 @@ class MosWorkerManager(LRUCacheWorkerLoRAManager):
     _manager_cls = MosModelManager
     _adapter_manager: MosModelManager
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.asked: dict[int, LoRARequest] = {}  # by their numbers, as far as they are registered or in use
+
     def create_lora_manager(self, model: Any, vllm_config: Any) -> Any:
         """Called by vLLM once; the preloaded adapters are read here, before the KV cache is sized."""
         adapted = super().create_lora_manager(model, vllm_config)
@@ -202,6 +207,7 @@ class MosWorkerManager(LRUCacheWorkerLoRAManager):
         With `load_inplace` an adapter is read again if its files are not those that it was read from.
         """
         manager = self._adapter_manager
+        self.asked[lora_request.lora_int_id] = lora_request
         model = manager._registered_adapters.get(lora_request.lora_int_id)
         if model is None or (lora_request.load_inplace and not is_current(model, lora_request)):
             return super().add_adapter(lora_request)
@@ -210,8 +216,23 @@ class MosWorkerManager(LRUCacheWorkerLoRAManager):
             manager.activate_adapter(lora_request.lora_int_id)
         return True
 
-    def _apply_adapters(self, lora_requests: set[LoRARequest]) -> None:
-        super()._apply_adapters({self.settled(request) for request in lora_requests if request})
+    def set_active_adapters(self, requests: set[LoRARequest], mapping: Any | None) -> None:
+        """Called by vLLM for each step.
+
+        A set of requests has one of each name, but a name that was unloaded and loaded again has two numbers while
+        requests for the earlier one run. The mapping of tokens has both.
+        """
+        wanted = {request.lora_int_id: request for request in requests if request}
+        if mapping is not None:
+            missing = set(mapping.index_mapping) - wanted.keys()
+            wanted |= {number: self.asked[number] for number in missing if number in self.asked}
+        if len(self.asked) > 2 * (len(self._adapter_manager) + len(wanted)) + FORGET:
+            kept = self._adapter_manager._registered_adapters.keys() | wanted.keys()
+            self.asked = {number: request for number, request in self.asked.items() if number in kept}
+        super().set_active_adapters(wanted.values(), mapping)  # type: ignore[arg-type]  # it is iterated
+
+    def _apply_adapters(self, lora_requests: Iterable[LoRARequest]) -> None:
+        super()._apply_adapters([self.settled(request) for request in lora_requests])  # type: ignore[arg-type]
 
     def settled(self, request: LoRARequest) -> LoRARequest:
         """The request without `load_inplace`, which is done here if the adapter is MoS.
@@ -222,7 +243,7 @@ class MosWorkerManager(LRUCacheWorkerLoRAManager):
             return request
         try:
             self.add_adapter(request)
-        except (AdapterError, LoRAAdapterNotFoundError) as error:
+        except Exception as error:  # of vLLM's too, where the folder holds another adapter now
             logger.warning_once("The earlier weights stay in use: %s", error)
         return LoRARequest(request.lora_name, request.lora_int_id, request.lora_path, request.base_model_name)
 

@@ -5,6 +5,7 @@ The worker writes into a small mapped file, since it does so in every step; the 
 
 import atexit
 import mmap
+import multiprocessing
 import os
 import shutil
 import struct
@@ -26,15 +27,15 @@ GAUGES = {
     "load_seconds": "Seconds that took",
 }
 NUMBERS = struct.Struct(f"{len(GAUGES)}d")
+_published = False  # by this process
 
 
 class Counters:
     """One worker's numbers, in the order of GAUGES."""
 
     def __init__(self, worker: int) -> None:
-        folder = os.environ.get(FOLDER)
         self.values = dict.fromkeys(GAUGES, 0.0)
-        self.mapped = mmap.mmap(-1, NUMBERS.size) if folder is None else mapped(Path(folder) / str(worker))
+        self.mapped = mapped(worker)
 
     def set(self, **values: float) -> None:
         self.values |= values
@@ -44,10 +45,15 @@ class Counters:
         self.set(**{name: self.values[name] + value for name, value in values.items()})
 
 
-def mapped(path: Path) -> mmap.mmap:
-    path.write_bytes(bytes(NUMBERS.size))
-    with path.open("r+b") as file:
-        return mmap.mmap(file.fileno(), NUMBERS.size)
+def mapped(worker: int) -> mmap.mmap:
+    """The worker's file, or memory that nobody reads where there is no folder: none was made, or on another machine."""
+    path = Path(os.environ.get(FOLDER, os.devnull)) / str(worker)
+    try:
+        path.write_bytes(bytes(NUMBERS.size))
+        with path.open("r+b") as file:
+            return mmap.mmap(file.fileno(), NUMBERS.size)
+    except OSError:
+        return mmap.mmap(-1, NUMBERS.size)
 
 
 class Collector:
@@ -65,11 +71,17 @@ class Collector:
 
 
 def publish() -> None:
-    """Make the folder of the workers' numbers, and register the collector; once in a tree of processes."""
-    if FOLDER in os.environ:
+    """Make the folder of the workers' numbers, and register the collector; once in a tree of vLLM's processes.
+
+    An API server that somebody starts from such a process is a tree of its own, though it inherits the environment.
+    """
+    global _published
+    inherited = FOLDER in os.environ and multiprocessing.parent_process() is not None
+    if inherited or _published:
         return
     from prometheus_client import REGISTRY
 
+    _published = True
     os.environ[FOLDER] = folder = tempfile.mkdtemp(prefix="mos-vllm-")
     atexit.register(remove, folder, os.getpid())
     REGISTRY.register(Collector())  # type: ignore[arg-type]

@@ -23,7 +23,7 @@ class Options:
         size = self.device_store_gib
         if size is not None and (not isinstance(size, int | float) or isinstance(size, bool) or not 0 <= size < 1e6):
             raise ValueError(f"The option mos.device_store_gib={size!r} must be a number of GiB, 0 or more.")
-        if self.preload is not None and not Path(self.preload).is_dir():
+        if self.preload is not None and not is_folder(self.preload):
             raise ValueError(f"The option mos.preload={self.preload!r} is not a folder.")
 
     def device_bytes(self, device_type: str) -> int:
@@ -31,11 +31,18 @@ class Options:
         return int(GIB * (default if self.device_store_gib is None else self.device_store_gib))
 
 
+def is_folder(name: Any) -> bool:
+    try:
+        return isinstance(name, str) and bool(name) and Path(name).is_dir()
+    except (OSError, ValueError):  # a name that no file system takes
+        return False
+
+
 def read_options(additional_config: Any) -> Options:
     """The options under "mos" in vLLM's additional_config. Raises ValueError for a name that is none."""
     given = additional_config.get("mos", {}) if isinstance(additional_config, dict) else {}
     known = [field.name for field in fields(Options)]
-    if not isinstance(given, dict) or (unknown := sorted(set(given) - set(known))):
+    if not isinstance(given, dict) or (unknown := sorted(map(str, set(given) - set(known)))):
         what = given if not isinstance(given, dict) else unknown[0]
         raise ValueError(f"The option mos of additional_config does not take {what!r}. Known: {', '.join(known)}.")
     return Options(**given)

@@ -32,7 +32,9 @@ class Preloaded:
         show: a progress bar. An adapter that cannot be read is logged and left out.
         """
         folders = [folder for folder in sorted(root.resolve().iterdir()) if (folder / CONFIG).is_file()]
-        for folder in tqdm(folders[: self.capacity], desc="MoS adapters", unit="adapter", disable=not show):
+        for folder in tqdm(folders, desc="MoS adapters", unit="adapter", disable=not show):
+            if len(self.adapters) >= self.capacity:
+                break
             try:
                 if is_mos(read_config(folder)):
                     read_from = stamp(folder)

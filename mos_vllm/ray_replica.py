@@ -96,9 +96,9 @@ def own_folder() -> tuple[TemporaryDirectory[str], FileLock]:
 
 async def check(folder: Path, name: str, llm_config: LLMConfig) -> None:
     """Raise HTTPException 400 with a sentence if an adapter is broken, else note in the log that it comes here."""
-    _, fault = await asyncio.to_thread(inspect, folder, llm_config.engine_kwargs["max_lora_rank"])
-    if fault:
-        raise HTTPException(400, fault.replace(str(folder), name))
+    found = await asyncio.to_thread(inspect, folder, llm_config.engine_kwargs["max_lora_rank"])
+    if found.fault:
+        raise HTTPException(400, found.fault.replace(str(folder), name))
     logger.info("Adapter %s comes to this replica.", name)
 
 

@@ -1,7 +1,8 @@
 """Reading an adapter folder: safetensors only, checked before and after the tensors are read."""
 
+import hashlib
 import json
-import math
+import reprlib
 import stat
 from collections import defaultdict
 from dataclasses import dataclass
@@ -19,8 +20,9 @@ from mos_vllm.adapter import (
     Pools,
     Shape,
     block_numbers,
+    check_finite,
+    check_indices,
     check_shapes,
-    check_values,
     layer_type,
 )
 
@@ -31,6 +33,9 @@ PACKED_FORMAT = "mos-packed-1"
 ROOT = "base_model.model."  # PEFT's prefix of every module in a saved adapter
 PARAMETERS = ("mos_A", "mos_B", "mos_index", "mos_scale")
 MAX_CONFIG_BYTES = 1 << 20
+MAX_ALPHA = 1e30
+TAIL = 4096  # bytes at the end of a file, which are its last numbers
+TYPES = ("F16", "BF16", "F32", "F64", "I16", "I32", "I64")  # in which MoS saves; of indices, and of all else
 
 Stamp = tuple[tuple[int, int, int], ...]
 
@@ -124,6 +129,15 @@ def read(folder: Path, max_rank: int | None = None) -> Adapter:
         FileNotFoundError: `folder` holds no adapter.
         AdapterError: the adapter is broken, truncated, of another kind, or too large.
     """
+    try:
+        return parsed(folder, max_rank)
+    except (AdapterError, FileNotFoundError, NotADirectoryError):
+        raise
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:  # whatever a file may hold
+        raise AdapterError(folder, f"cannot be read: {reprlib.repr(str(error))}.") from error
+
+
+def parsed(folder: Path, max_rank: int | None) -> Adapter:
     config = read_config(folder)
     alpha = checked_alpha(folder, config)
     weights, packed = folder / WEIGHTS, folder / PACKED
@@ -134,8 +148,12 @@ def read(folder: Path, max_rank: int | None = None) -> Adapter:
         raise AdapterError(folder, f"has a folder, a pipe or a device in place of {source.name}.")
     try:
         with safe_open(source, framework="pt") as file:
-            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118  it is no dict
+            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118  it is no dict
+            shapes = {key: tuple(each.get_shape()) for key, each in slices.items()}
+            odd = next((key for key, each in slices.items() if each.get_dtype() not in TYPES), None)
             metadata = file.metadata() or {}
+        if odd:
+            raise AdapterError(folder, f"holds '{odd}' in a type that MoS does not save.")
         keys = packed_keys(folder, shapes, metadata) if source is packed else saved_keys(folder, shapes)
         for each in keys:
             check_keys(folder, each, shapes, max_rank)
@@ -143,11 +161,15 @@ def read(folder: Path, max_rank: int | None = None) -> Adapter:
         tensors = load(source.read_bytes())
     except (SafetensorError, OSError) as error:
         raise AdapterError(folder, f"has a broken or truncated {source.name}: {error}.") from error
+    if {key: tuple(tensor.shape) for key, tensor in tensors.items()} != shapes:
+        raise AdapterError(folder, f"has a {source.name} that was written while it was read. Ask again.")
     return Adapter(alpha, tuple(checked(folder, each.pools(tensors)) for each in keys))
 
 
 def checked(folder: Path, pools: Pools) -> Pools:
-    check_values(folder, layer_type(pools.modules[0]), pools)
+    kind = layer_type(pools.modules[0])
+    check_indices(folder, kind, pools)
+    check_finite(folder, kind, pools.a, pools.b, pools.scale)
     return pools
 
 
@@ -157,10 +179,11 @@ def checked_alpha(folder: Path, config: dict[str, Any]) -> float:
         raise AdapterError(folder, f"has peft_type={config.get('peft_type')!r} instead of 'MOS'.")
     for setting in ("modules_to_save", "bias"):
         if config.get(setting) not in (None, [], "none"):
-            raise AdapterError(folder, f"has {setting}={config[setting]!r}, which vLLM cannot serve with an adapter.")
+            given = reprlib.repr(config[setting])
+            raise AdapterError(folder, f"has {setting}={given}, which vLLM cannot serve with an adapter.")
     alpha = config.get("alpha")
-    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not math.isfinite(alpha):
-        raise AdapterError(folder, f"has alpha={alpha!r} in its {CONFIG}, which is not a number.")
+    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not abs(alpha) <= MAX_ALPHA:
+        raise AdapterError(folder, f"has alpha={reprlib.repr(alpha)} in its {CONFIG}, which is no number to scale by.")
     return float(alpha)
 
 
@@ -176,9 +199,12 @@ def is_current(packed: Path, weights: Path) -> bool:
 
 
 def source_stamp(weights: Path) -> str:
-    """Size and time of the file that was packed."""
+    """Size, time and last numbers of the file that was packed: a copy may have been given the time of another."""
     status = weights.stat()
-    return f"{status.st_size}:{status.st_mtime_ns}"
+    with weights.open("rb") as file:
+        file.seek(max(status.st_size - TAIL, 0))
+        tail = hashlib.blake2b(file.read(TAIL), digest_size=8).hexdigest()
+    return f"{status.st_size}:{status.st_mtime_ns}:{tail}"
 
 
 def saved_keys(folder: Path, shapes: dict[str, Shape]) -> list[Keys]:
@@ -192,6 +218,8 @@ def saved_keys(folder: Path, shapes: dict[str, Shape]) -> list[Keys]:
         name, _, parameter = key.removeprefix(ROOT).rpartition(".")
         if parameter not in keys or not name:
             raise AdapterError(folder, f"holds '{key}', which is no tensor of MoS.")
+        if name in keys[parameter]:
+            raise AdapterError(folder, f"holds '{name}.{parameter}' twice, under two names.")
         keys[parameter][name] = key
     pools_a, pools_b = (by_type(folder, keys[parameter]) for parameter in ("mos_A", "mos_B"))
     indices, scales = keys["mos_index"], keys["mos_scale"]
@@ -225,6 +253,10 @@ def packed_keys(folder: Path, shapes: dict[str, Shape], metadata: dict[str, str]
         modules = [tuple(str(name) for name in names) for names in json.loads(metadata["modules"])]
     except (KeyError, TypeError, ValueError) as error:
         raise AdapterError(folder, f"has a {PACKED} that does not name its layers: pack it again.") from error
+    kinds = [{layer_type(name) for name in names} for names in modules]
+    ordered = all(list(names) == sorted(set(names), key=block_numbers) for names in modules)
+    if not modules or any(len(kind) != 1 for kind in kinds) or len(set.union(*kinds)) < len(kinds) or not ordered:
+        raise AdapterError(folder, f"has a {PACKED} whose layers are not in the order of their blocks: pack it again.")
     found = []
     for number, names in enumerate(modules):
         a, b, index, scale = (f"{number}.{part}" for part in ("A", "B", "index", "scale"))

@@ -32,6 +32,10 @@ class LowRankConfig(PeftConfig):
     bias: str = field(default="none", metadata={"help": "Biases to train: none, all or <method>_only"})
     init_weights: bool = field(default=True, metadata={"help": "True: the update starts at zero; False: at random"})
 
+    base_model_type: str | None = field(
+        default=None, metadata={"help": "model_type of the base model, noted when the adapter is added to one"}
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.target_modules, list):

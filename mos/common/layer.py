@@ -19,6 +19,10 @@ from mos.common.config import LowRankConfig
 from mos.common.keeping import Keeping, Pair
 from mos.common.low_rank import add_low_rank
 
+HOOKED = (
+    "With reentrant gradient checkpointing a hook on a parameter that blocks share is called before all of them have "
+    "added to its gradient. Use gradient_checkpointing_kwargs={'use_reentrant': False}, or take the hook off."
+)
 EARLY_REDUCTION = (
     "DDP with reentrant gradient checkpointing averages a parameter that blocks share before all of them have added to "
     "its gradient. Use gradient_checkpointing_kwargs={'use_reentrant': False}, or "
@@ -109,16 +113,21 @@ class LowRankLayer(Keeping, nn.Module, BaseTunerLayer):
         if early != self.reduced_early and not private.in_backward_pass():
             self.reduced_early = early
 
-    def refusal(self) -> str | None:
-        """Why this forward pass must not be differentiated: it is a recomputation, and DDP has run the first pass.
+    def refusal(self, *shared: Tensor) -> str | None:
+        """Why this forward pass must not be differentiated: it is a recomputation, and somebody takes gradients early.
 
-        Reentrant checkpointing differentiates recomputed passes one by one. DDP averages a gradient after the first of
-        them, while other blocks have yet to add to it. (Without reentrance a recomputed pass supplies tensors only and
-        is itself not differentiated.) Methods that share parameters between blocks ask for it, after `note_ddp`.
+        Reentrant checkpointing differentiates recomputed passes one by one. DDP, or a hook, takes a gradient after the
+        first of them, while other blocks have yet to add to it. (Without reentrance a recomputed pass supplies tensors
+        only and is itself not differentiated.) Methods that share parameters between blocks ask for it, after
+        `note_ddp`.
+
+        shared: the parameters that blocks share
         """
         if torch.compiler.is_compiling() or not private.in_backward_pass():
             return None
-        return EARLY_REDUCTION if self.reduced_early else None
+        if self.reduced_early:
+            return EARLY_REDUCTION
+        return HOOKED if any(map(private.is_hooked, shared)) else None
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """alpha / r * B A in the base weight's layout: (o, h), or (h, o) for a Conv1D; at least float32."""

@@ -15,15 +15,17 @@ def add_low_rank(y: Tensor, x: Tensor, a: Tensor, b: Tensor, scaling: float) -> 
     returns (..., o), which can be differentiated twice and more
     """
     if torch.is_grad_enabled() and not private.is_transformed():
-        return AddLowRank.apply(y, x, a, b, scaling)
-    return _with_hidden(y, x, a, b, scaling)[0]
+        added = AddLowRank.apply(y, x, a, b, scaling)
+    else:
+        added = _with_hidden(y, x, a, b, scaling)[0]
+    return added.view(y.shape)  # (t, o) -> (..., o); outside of the node, since views of its own must not be written to
 
 
 def _with_hidden(y: Tensor, x: Tensor, a: Tensor, b: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
-    """The same, and x A^T of all tokens (t, r)."""
+    """The same as tokens (t, o), and x A^T of all tokens (t, r)."""
     tokens, outputs = x.reshape(-1, a.shape[1]), y.reshape(-1, b.shape[0])  # (..., h) -> (t, h), (..., o) -> (t, o)
     hidden = tokens @ a.T  # (t, h) (h, r) -> (t, r)
-    return torch.addmm(outputs, hidden, b.T, alpha=scaling).view(y.shape), hidden  # (t, r) (r, o) -> (t, o)
+    return torch.addmm(outputs, hidden, b.T, alpha=scaling), hidden  # (t, r) (r, o) -> (t, o)
 
 
 class AddLowRank(torch.autograd.Function):
@@ -33,13 +35,13 @@ class AddLowRank(torch.autograd.Function):
     def forward(ctx: Any, y: Tensor, x: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
         added, hidden = _with_hidden(y, x, a, b, scaling)
         ctx.save_for_backward(x, hidden, a, b)
-        ctx.scaling = scaling
+        ctx.scaling, ctx.shape = scaling, y.shape
         return added
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, hidden, a, b = ctx.saved_tensors
-        tokens, grads = x.reshape(-1, a.shape[1]), grad.reshape(-1, b.shape[0])
+        tokens, grads = x.reshape(-1, a.shape[1]), grad  # (t, h), (t, o)
         if torch.is_grad_enabled():  # a second derivative goes through the product, and the saved one has no graph
             hidden = tokens @ a.T
         grad_x = grad_a = grad_b = None
@@ -51,4 +53,4 @@ class AddLowRank(torch.autograd.Function):
             grad_a = grad_hidden.T @ tokens  # (r, t) (t, h) -> (r, h)
         if needs_x:
             grad_x = (grad_hidden @ a).view(x.shape)  # (t, r) (r, h) -> (t, h)
-        return grad, grad_x, grad_a, grad_b, None
+        return grad.view(ctx.shape), grad_x, grad_a, grad_b, None

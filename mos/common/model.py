@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
+import torch
 from peft.config import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import resolve_quantization_backend
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from mos.common import private
+from mos.common.config import LowRankConfig
 from mos.common.layer import LowRankLayer
 from mos.common.parameters import Weight
 from mos.files import last_name
@@ -40,6 +42,8 @@ class LowRankModel(BaseTuner):
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         config = self._prepare_adapter_config(self.peft_config[adapter_name], self.get_model_config(model))
         config = private.include_all_linear(config, model)
+        if isinstance(config, LowRankConfig):
+            config.base_model_type = self.get_model_config(model).get("model_type")
         targets = self._targets(model, config, kwargs.get("state_dict"))
         check_in_reach(model, targets)
         self.check_targets(config, targets)
@@ -91,7 +95,7 @@ class LowRankModel(BaseTuner):
     ) -> dict[str, Tensor]:
         """What is saved: a parameter that layers share once, under the name of the first of them."""
         state = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
-        repeated = {key for keys in shared_keys(model, adapter_name) for key in keys[1:]}
+        repeated = {key for each in shared(model, adapter_name) for key in each.keys[1:]}
         return {key: value for key, value in state.items() if key not in repeated}
 
     @classmethod
@@ -103,17 +107,20 @@ class LowRankModel(BaseTuner):
         Loading copies a tensor once and meets the parameter itself at the other names, which costs nothing.
         """
         state = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-        for keys in shared_keys(model, adapter_name):
-            if found := [key for key in keys if key in state]:
-                holder = cast(Weight, model.get_submodule(found[0].removesuffix(".weight")))
-                cls.fit(holder, state[found[0]])
-                own = state[found[0]] if holder.weight.is_meta else holder.weight.data
-                state = dict.fromkeys(keys, own) | state
+        groups = shared(model, adapter_name)
+        for each in groups:
+            each.check(state)
+        cls.accept(model, adapter_name, state)
+        for each in groups:
+            if found := next((key for key in each.keys if key in state), None):
+                own = state[found] if each.holder.weight.is_meta else each.holder.weight.data
+                state = dict.fromkeys(each.keys, own) | state
         return state
 
     @classmethod
-    def fit(cls, holder: Weight, value: Tensor) -> None:
-        """Make room for a parameter from a file; its shape is settled, unless a method says otherwise."""
+    def accept(cls, model: nn.Module, adapter: str, state: dict[str, Tensor]) -> None:
+        """Make room for what a file holds, under the names in the model. Raises ValueError, before anything is changed,
+        for what the method cannot take."""
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
@@ -175,13 +182,32 @@ def check_linear(name: str, layer: nn.Module, **quantization: Any) -> None:
         )
 
 
-def shared_keys(model: nn.Module, adapter: str) -> list[list[str]]:
-    """The state-dict keys of each parameter of the adapter that layers hold, the unloaded ones last.
+class Shared(NamedTuple):
+    """A parameter of an adapter: a module that holds it, and its keys in a state dict, one for each such module."""
 
-    A block that has been moved to the meta device holds the parameter without its values.
+    holder: Weight
+    keys: list[str]
+
+    def check(self, state: dict[str, Tensor]) -> None:
+        """Raises ValueError for a state that has several values of the parameter, as after copying a block alone."""
+        found = [key for key in self.keys if key in state]
+        for key in found[1:]:
+            one, other = state[found[0]], state[key]
+            if one is not other and not one.is_meta and not other.is_meta and not torch.equal(one, other):
+                raise ValueError(
+                    f"'{found[0]}' and '{key}' are one parameter here, but differ in the file, as when a block was "
+                    "copied on its own. Merge such an adapter (merge_and_unload) before the model is saved."
+                )
+
+
+def shared(model: nn.Module, adapter: str) -> list[Shared]:
+    """The parameters of the adapter, the keys of unloaded layers last.
+
+    A block that has been moved to the meta device holds a parameter without its values.
     """
-    shared: dict[int, list[tuple[bool, str]]] = {}
+    found: dict[int, list[tuple[str, Weight]]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, Weight) and last_name(name) == adapter:
-            shared.setdefault(id(module.tied), []).append((module.weight.is_meta, f"{name}.weight"))
-    return [[key for _, key in sorted(keys, key=lambda pair: pair[0])] for keys in shared.values()]
+            found.setdefault(id(module.tied), []).append((f"{name}.weight", module))
+    groups = [sorted(held, key=lambda pair: pair[1].weight.is_meta) for held in found.values()]
+    return [Shared(held[0][1], [key for key, _ in held]) for held in groups]

@@ -10,8 +10,11 @@ from peft.config import PeftConfig
 from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import _get_in_out_features, _maybe_include_all_linear_layers
 from peft.utils import PeftType
+from peft.utils.transformers_weight_conversion import _MODEL_TO_CONVERSION_PATTERN
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+from torch.utils.checkpoint import _CachedTorchDispatchMode, _CachingTorchDispatchMode
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 
@@ -36,6 +39,11 @@ def in_out_features(layer: nn.Module) -> tuple[int, int]:
 def include_all_linear(config: Any, model: nn.Module) -> PeftConfig:
     """Replace `target_modules="all-linear"` in `config` by the names of the linear layers of `model`."""
     return cast(PeftConfig, _maybe_include_all_linear_layers(config, model))
+
+
+def is_mixture(model_type: str | None) -> bool:
+    """Whether PEFT rewrites the targets of a LoRA on models of this type, as it does for mixtures of experts."""
+    return model_type in _MODEL_TO_CONVERSION_PATTERN
 
 
 def in_backward_pass() -> bool:
@@ -77,15 +85,31 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
 
 
 def is_transformed() -> bool:
-    """Whether torch.compile, a transform of torch.func or forward-mode differentiation is at work.
+    """Whether torch.compile, a transform of torch.func, forward-mode differentiation, torch.jit.trace or selective
+    activation checkpointing is at work.
 
-    They take plain operations apart, but not an `autograd.Function`.
+    They take plain operations apart, but not an `autograd.Function`; and what a recomputation does must be what the
+    forward pass did.
     """
     return (
         torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
         or torch.autograd.forward_ad._current_level >= 0
+        or torch.jit.is_tracing()
+        or (torch._C._len_torch_dispatch_stack() > 0 and _is_selectively_checkpointed())
     )
+
+
+def _is_selectively_checkpointed() -> bool:
+    return any(
+        isinstance(mode, _CachedTorchDispatchMode | _CachingTorchDispatchMode)
+        for mode in _get_current_dispatch_mode_stack()
+    )
+
+
+def is_hooked(parameter: Tensor) -> bool:
+    """Whether somebody is called with each gradient of the parameter, as an optimizer in the backward pass is."""
+    return bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks)
 
 
 def rename_in_transformers(pattern: str, replacement: str) -> None:

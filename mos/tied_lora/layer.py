@@ -53,10 +53,11 @@ class TiedLoraLinear(LowRankLayer):
     def factors(self, adapter: str) -> tuple[Tensor, Tensor]:
         """diag(u) A and diag(v) B."""
         v = self.tied_lora_v[adapter]
-        u, a, b = (own[adapter].to(v.device) for own in (self.tied_lora_u, self.tied_lora_A, self.tied_lora_B))
+        shared = [own[adapter] for own in (self.tied_lora_u, self.tied_lora_A, self.tied_lora_B)]
+        u, a, b = (parameter.to(v.device) for parameter in shared)
         a, b = u[:, None] * a, v[:, None] * b  # (r, 1) (r, h) and (o, 1) (o, r)
         self.note_ddp()
-        if (reason := self.refusal()) and a.requires_grad:
+        if (reason := self.refusal(*shared)) and a.requires_grad:
             a.register_hook(partial(refuse, reason))
         return a, b
 

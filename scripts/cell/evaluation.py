@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from data_prep.sources import locate_complete
 from data_prep.storage import full_disk_named
-from eval import benchmarks
+from eval import benchmarks, weights
 from eval.engines import Engine, resolve_dtype
 from eval.session import Benchmark, Conditions, evaluate
 from scripts.cell import runs
@@ -34,7 +34,7 @@ def evaluate_runs(cfg: DictConfig, wanted: Mapping[Path, Sequence[str]]) -> dict
     names = sorted({name for chosen in wanted.values() for name in chosen})
     loaded = {name: load_benchmark(cfg, name) for name in names}
     jobs = [job(run, wanted[path], cfg.engine.name) for path, run in found.items()]
-    adapters = [each.adapter for each in jobs if each.adapter]
+    adapters = [each.adapter for each in jobs if each.adapter and weights.present(each.adapter)]
     engine = {"name": cfg.engine.name, "dtype": resolve_dtype(cfg.engine.dtype), "context": cfg.engine.max_model_len}
     conditions = Conditions(checkpoint.name, engine, cfg.evaluation.variant, cfg.limit)
     tokenizer = base_model.load_tokenizer(next(iter(found.values())).cfg.model, cfg.cache_dir)

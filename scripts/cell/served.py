@@ -6,10 +6,11 @@ import logging
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from safetensors import safe_open
 
+from eval import weights as adapter_weights
 from eval.session import Job
 from scripts.cell import runs
 
@@ -56,9 +57,13 @@ def rank(run: runs.Run) -> int | None:
     exported = exported_folder(run)
     if exported.is_dir():
         return int(_config(exported)["r"])
-    if run.adapter is None or not run.adapter.is_dir() or not is_mos(run.adapter):
+    if run.adapter is None or not run.adapter.is_dir():
         return None
-    with safe_open(run.adapter / "adapter_model.safetensors", framework="np") as file:
+    if known := adapter_weights.record(run.adapter):
+        return cast(int | None, known["rank"])
+    if not is_mos(run.adapter):
+        return None
+    with safe_open(run.adapter / adapter_weights.WEIGHTS, framework="np") as file:
         indices = [key for key in file.keys() if key.endswith(".mos_index")]  # noqa: SIM118  it is no dict
         return max(file.get_slice(key).get_shape()[1] for key in indices)  # each (2, r, l)
 

@@ -1,5 +1,7 @@
 """export_lora(..., check=model): what it proves, what it refuses, and that it leaves the model alone."""
 
+import json
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -68,7 +70,7 @@ def test_a_wrong_export_is_refused_and_not_written(tmp_path, monkeypatch):
 
 
 def test_what_peft_rewrites_at_load_is_refused(tmp_path):
-    """Dense blocks in a mixture: from the names alone the export cannot tell them from those of a Llama."""
+    """Dense blocks in a mixture: a file that does not name the base's type cannot be told from a Llama's."""
 
     def base():
         torch.manual_seed(0)
@@ -76,6 +78,10 @@ def test_what_peft_rewrites_at_load_is_refused(tmp_path):
         return hf.Qwen3MoeForCausalLM(config).eval()
 
     folder = saved(base(), tmp_path / "mos", target_modules=["gate_proj", "up_proj", "down_proj"])
+    export_lora(folder, tmp_path / "right", check=base())
+    path = folder / "adapter_config.json"
+    older = {k: v for k, v in json.loads(path.read_text(encoding="utf-8")).items() if k != "base_model_type"}
+    path.write_text(json.dumps(older), encoding="utf-8")
     with pytest.raises(ValueError, match="does not give the logits"):
         export_lora(folder, tmp_path / "lora", check=base())
     assert not (tmp_path / "lora").exists()

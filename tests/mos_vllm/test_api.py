@@ -1,7 +1,10 @@
 """vLLM's own handler of adapters with the plugin's wrapping, on an engine that only records."""
 
 import asyncio
+import json
+import os
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,12 +14,15 @@ from hypothesis import strategies as st
 pytest.importorskip("vllm", reason="vLLM is not installed")
 from vllm.entrypoints.openai.models.protocol import BaseModelPath
 from vllm.entrypoints.openai.models.serving import ErrorResponse, OpenAIServingModels
+from vllm.entrypoints.serve.engine.serving import BaseServing
 from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest, UnloadLoRAAdapterRequest
 from vllm.exceptions import LoRAAdapterNotFoundError
 
 import mos
 from mos_vllm import api
-from mos_vllm.api import inspect, named_folder
+from mos_vllm.api import inspect, leaves
+from mos_vllm.api import named_folder as found_folder
+from mos_vllm.reading import stamp
 from tests.mos_vllm.make import save_adapter
 
 ROOT_VARIABLE = "VLLM_LORA_RESOLVER_CACHE_DIR"
@@ -45,13 +51,16 @@ class Engine:
         self.model_config = SimpleNamespace(model="base", max_model_len=1)
         self.renderer = self.input_processor = None
         self.vllm_config = SimpleNamespace(lora_config=SimpleNamespace(max_lora_rank=16))
-        self.added, self.resets, self.error = [], 0, None
+        self.added, self.resets, self.error, self.resident = [], 0, None, set()
 
     async def add_lora(self, request):
         await asyncio.sleep(0.01)
         if self.error:
             raise self.error
         self.added.append((request.lora_name, request.lora_path, request.load_inplace))
+
+    async def list_loras(self):
+        return set(self.resident)
 
     async def reset_prefix_cache(self, reset_running_requests=False):
         assert reset_running_requests
@@ -63,6 +72,8 @@ def models(monkeypatch):
     for name in ("load_lora_adapter", "resolve_lora"):
         method = getattr(OpenAIServingModels, name)
         monkeypatch.setattr(OpenAIServingModels, name, getattr(method, "__wrapped__", method))
+    method = BaseServing._check_model
+    monkeypatch.setattr(BaseServing, "_check_model", getattr(method, "__wrapped__", method))
     api.install()
     return OpenAIServingModels(Engine(), [BaseModelPath("base", "base")])
 
@@ -200,7 +211,7 @@ def test_an_adapter_that_does_not_fit_is_a_400_by_name_too(models, root):
     ],
 )
 def test_a_name_cannot_leave_its_folder_or_be_a_second_name(models, root, name):
-    assert named_folder(name) is None
+    assert found_folder(root, name) is None
     [response] = resolve(models, name)
     assert response.error.code == 404 and not models.engine_client.added
 
@@ -208,8 +219,10 @@ def test_a_name_cannot_leave_its_folder_or_be_a_second_name(models, root, name):
 @given(st.text(st.characters(), max_size=12))
 @settings(max_examples=200, suppress_health_check=list(HealthCheck))
 def test_no_name_leads_out_of_the_folder(root, name):
-    folder = named_folder(name)
+    folder = found_folder(root, name)
     assert folder is None or folder.parent == root
+    inside = Path(os.path.normpath(root / name)) if "\0" not in name else root
+    assert leaves(name) or root in inside.parents
 
 
 def test_without_a_folder_of_adapters_no_name_is_resolved(models, root, monkeypatch):
@@ -219,7 +232,109 @@ def test_without_a_folder_of_adapters_no_name_is_resolved(models, root, monkeypa
 
 
 def test_inspection_leaves_what_is_no_folder_to_vllm(tmp_path, root):
-    assert inspect(tmp_path / "none", 16) == (False, None)
-    assert inspect(root / "lora", 16) == (False, None)
-    assert inspect(root / "lora" / "adapter_config.json", 16) == (False, None)
-    assert inspect(root / "mos", 16) == (True, None)
+    assert inspect(tmp_path / "none", 16) == (False, None, None)
+    assert inspect(root / "lora", 16) == (False, None, None)
+    assert inspect(root / "lora" / "adapter_config.json", 16) == (False, None, None)
+    assert inspect(root / "mos", 16) == (True, stamp(root / "mos"), None)
+
+
+@pytest.mark.parametrize("method", ["mos", "TIED_LORA", "VERA", None, ["MOS"], {}])
+def test_an_adapter_of_another_method_is_a_400_with_a_sentence(models, root, method):
+    (root / "lora" / "adapter_config.json").write_text(json.dumps({"peft_type": method}), encoding="utf-8")
+    for response in (load(models, "a", root / "lora"), *resolve(models, "lora")):
+        assert response.error.code == 400 and "not 'MOS' or 'LORA'" in response.error.message
+        assert str(root) not in response.error.message
+    assert not models.engine_client.added
+
+
+@pytest.mark.parametrize("error", [KeyError("base_model_name_or_path"), TypeError("r"), ValueError("rank")])
+def test_a_configuration_that_vllm_s_resolver_cannot_read_is_a_400(models, root, error):
+    class Resolver:
+        async def resolve_lora(self, base, name):
+            raise error
+
+    models.lora_resolvers = [Resolver()]
+    [response] = resolve(models, "lora")
+    assert response.error.code == 400 and "'lora' has a configuration that vLLM cannot read" in response.error.message
+
+
+@pytest.mark.parametrize("folder", ["o'brien", "two 'quotes' in", "a\nline"])
+def test_the_sentence_has_the_name_and_not_the_folder(models, root, folder):
+    (root / "broken").rename(root / folder)
+    response = load(models, "it's", root / folder)
+    assert response.error.message.startswith("MoS adapter 'it's' has an adapter_config.json that is not JSON")
+    assert str(root) not in response.error.message
+
+
+def test_a_path_of_one_s_home_is_known(models, root, monkeypatch):
+    monkeypatch.setenv("HOME", str(root))
+    load(models, "a", "~/mos")
+    load(models, "a", "~/mos", inplace=True)
+    assert models.engine_client.resets == 1 and models.lora_requests["a"].load_inplace is False
+    (root / "mos" / "adapter_model.safetensors").write_bytes(b"x")
+    response = load(models, "a", "~/mos", inplace=True)
+    assert response.error.code == 400 and response.error.message.startswith("MoS adapter 'a' has a broken")
+
+
+@pytest.mark.parametrize(("first", "second"), [("mos", "lora"), ("lora", "mos"), ("lora", "lora")])
+def test_another_adapter_in_the_same_folder_drops_the_prefix_cache(models, root, first, second):
+    shutil.copytree(root / first, root / "users" / "a")
+    load(models, "a", root / "users" / "a")
+    shutil.rmtree(root / "users" / "a")
+    shutil.copytree(root / second, root / "users" / "a")
+    load(models, "a", root / "users" / "a", inplace=True)
+    assert models.engine_client.resets == 1
+
+
+def ask(models, name):
+    """What vLLM's handlers of requests do first; None, or an error."""
+    serving = BaseServing(models, models.model_config)
+    return asyncio.run(serving._check_model(SimpleNamespace(model=name)))
+
+
+def break_(folder):
+    (folder / "adapter_model.safetensors").write_bytes(b"x")
+
+
+def remove(folder):
+    shutil.rmtree(folder)
+
+
+def replace_by_lora(folder):
+    shutil.rmtree(folder)
+    shutil.copytree(folder.parent / "lora", folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"), [(break_, "has a broken"), (remove, "no longer there"), (replace_by_lora, "no longer there")]
+)
+def test_what_cannot_be_read_again_is_refused_once_it_has_left_the_memory(models, root, change, said):
+    """An error within a step would end the engine."""
+    load(models, "a", root / "mos")
+    assert ask(models, "a") is None and ask(models, "base") is None
+    change(root / "mos")
+    models.engine_client.resident = {1}
+    assert ask(models, "a") is None  # from memory, as it was
+    models.engine_client.resident = set()
+    response = ask(models, "a")
+    assert response.error.code == 400 and response.error.message.startswith("MoS adapter 'a'")
+    assert said in response.error.message and ask(models, "base") is None
+
+
+def test_prefixes_of_earlier_weights_are_dropped_when_changed_files_are_read_again(models, root):
+    load(models, "a", root / "mos")
+    weights = root / "mos" / "adapter_model.safetensors"
+    os.utime(weights, ns=(1, 1))
+    models.engine_client.resident = {1}
+    assert ask(models, "a") is None and models.engine_client.resets == 0
+    models.engine_client.resident = set()
+    assert ask(models, "a") is None and models.engine_client.resets == 1
+    assert ask(models, "a") is None and models.engine_client.resets == 1
+
+
+def test_requests_for_other_adapters_ask_the_engine_nothing(models, root):
+    models.engine_client.resident = None  # would raise
+    load(models, "a", root / "lora")
+    load(models, "b", root / "mos")
+    os.utime(root / "lora" / "adapter_model.safetensors", ns=(1, 1))
+    assert ask(models, "a") is ask(models, "b") is ask(models, "base") is None

@@ -72,6 +72,24 @@ def test_the_two_halves_of_fully_sharded_lora_give_the_same(slots, seed):
     torch.testing.assert_close(whole, halves, rtol=1e-4, atol=1e-4)
 
 
+@given(slots=st.lists(st.integers(-1, SLOTS - 1), min_size=1, max_size=12), seed=st.integers(0, 9))
+@settings(max_examples=40, deadline=None)
+def test_logits_and_embeddings_of_tokens_without_an_adapter_are_left_alone(slots, seed):
+    """vLLM's own kernel takes the last slot for them."""
+    [a, _], [b, _] = stacked(seed, [R] * SLOTS, torch.float32)
+    generator = torch.Generator().manual_seed(seed)
+    x, y = torch.randn(len(slots), H, generator=generator), torch.randn(len(slots), WIDTHS[0], generator=generator)
+    wanted = expected(y, x, [a], [b], 0.5, slots)
+    made = kernel(slots, {})
+    made._sampler_indices, made.indices_len = torch.tensor(slots), [None, len(slots)]
+    made.add_lora_logits(y, x, a, b, 0.5)
+    torch.testing.assert_close(y.double(), wanted, rtol=1e-4, atol=1e-4)
+    rows, y = torch.randn(len(slots), R, generator=generator), torch.zeros(len(slots), WIDTHS[0])
+    made.add_lora_embedding(y, rows, b)
+    for token, slot in enumerate(slots):
+        torch.testing.assert_close(y[token], rows[token] @ b[slot, 0].T if slot >= 0 else y[token] * 0)
+
+
 def test_bfloat16_agrees_with_the_exact_update():
     slots = [0, 1, 2, -1, 3, 3, 4, 4, 4, 4, 4]
     a, b = stacked(0, [R] * SLOTS, torch.bfloat16)

@@ -211,10 +211,59 @@ def test_a_refusing_server_refuses_mos_alone(tmp_path):
 def test_looking_up_a_registered_adapter_copies_nothing(monkeypatch):
     manager = make_manager()
     worker = object.__new__(MosWorkerManager)
-    worker._adapter_manager = manager
+    worker._adapter_manager, worker.asked = manager, {}
     for adapter_id in (1, 2):
         use(manager, adapter_id, adapter_id - 1)
     monkeypatch.setattr(worker, "list_adapters", lambda: pytest.fail("copied"))
     monkeypatch.setattr(manager, "list_adapters", lambda: pytest.fail("copied"))
     assert worker.add_adapter(LoRARequest("b", 1, "0")) is True
     assert list(manager._registered_adapters.order) == [2, 1]  # touched
+
+
+@pytest.fixture
+def worker(monkeypatch):
+    """vLLM's worker manager on the manager above; a request's path is the number of its adapter."""
+    made = object.__new__(MosWorkerManager)
+    made._adapter_manager, made.asked, made.mappings = make_manager(), {}, []
+    monkeypatch.setattr(
+        made, "_load_adapter", lambda request: model(made._adapter_manager, int(request.lora_path), request.lora_int_id)
+    )
+    made._adapter_manager.set_adapter_mapping = made.mappings.append
+    return made
+
+
+def step(worker, requests, numbers):
+    """A step with tokens of these adapters' numbers, 0 for none; each must be in a slot then."""
+    worker.set_active_adapters(requests, SimpleNamespace(index_mapping=numbers))
+    assert {number for number in numbers if number} <= set(worker._adapter_manager.lora_index_to_id)
+
+
+def test_a_name_that_is_loaded_again_while_it_runs_has_two_numbers(worker):
+    """vLLM's set of requests has one of each name; the slots must hold both."""
+    earlier, later = LoRARequest("same", 1, "0"), LoRARequest("same", 2, "1")
+    step(worker, {earlier}, (1, 1, 0))
+    worker.add_adapter(later)
+    for other in (3, 4):
+        step(worker, {LoRARequest(f"other {other}", other, "2")}, (other,))  # takes their slots
+    for kept in (earlier, later):
+        step(worker, {kept}, (1, 2, 0))
+        assert worker._adapter_manager.lora_index_to_id.index(1) != worker._adapter_manager.lora_index_to_id.index(2)
+
+
+def test_requests_that_nobody_needs_are_forgotten(worker, monkeypatch):
+    monkeypatch.setattr("mos_vllm.manager.FORGET", 4)
+    for number in range(1, 60):
+        step(worker, {LoRARequest(str(number), number, str(number % PLAIN))}, (number,))
+        assert len(worker.asked) <= 2 * (CAPACITY + 1) + 4 + 1
+    assert {59} <= worker.asked.keys()
+
+
+@pytest.mark.parametrize("error", [AdapterError("x", "is broken."), ValueError("no LoRA"), KeyError("r")])
+def test_whatever_is_wrong_with_a_reload_within_a_step_the_earlier_weights_stay(worker, monkeypatch, error):
+    step(worker, {LoRARequest("a", 1, "0")}, (1,))
+
+    def fails(request):
+        raise error
+
+    monkeypatch.setattr(worker, "_load_adapter", fails)
+    step(worker, {LoRARequest("a", 1, "1", load_inplace=True)}, (1,))

@@ -33,6 +33,12 @@ def test_the_store_takes_a_gib_on_an_accelerator_and_nothing_on_a_cpu():
         ({"device_store_gib": float("nan")}, "device_store_gib=nan"),
         ({"device_store_gib": True}, "device_store_gib=True"),
         ({"preload": "/nowhere/at/all"}, "'/nowhere/at/all' is not a folder"),
+        ({"preload": ""}, "'' is not a folder"),
+        ({"preload": 5}, "5 is not a folder"),
+        ({"preload": ["users"]}, "is not a folder"),
+        ({"preload": "a" * 5000}, "is not a folder"),
+        ({"preload": "a\0"}, "is not a folder"),
+        ({"a": 1, 2: 1}, "does not take"),
     ],
 )
 def test_a_wrong_option_is_refused(given, said):
@@ -75,6 +81,24 @@ def test_a_process_within_shows_nothing_of_its_own(tmp_path, monkeypatch):
     from prometheus_client import REGISTRY
 
     monkeypatch.setenv(FOLDER, str(tmp_path))
+    monkeypatch.setattr("multiprocessing.parent_process", lambda: object())
     before = len(REGISTRY._collector_to_names)
     publish()
     assert len(REGISTRY._collector_to_names) == before
+
+
+def test_a_server_that_is_started_from_a_server_s_process_has_numbers_of_its_own():
+    inner = "import os; from mos_vllm.metrics import FOLDER, publish; publish(); print(os.environ[FOLDER])"
+    code = (
+        "import os, subprocess, sys; from mos_vllm.metrics import FOLDER, publish; publish();"
+        f"done = subprocess.run([sys.executable, '-c', {inner!r}], capture_output=True, text=True, check=True);"
+        "assert done.stdout.strip() not in ('', os.environ[FOLDER])"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_folder_that_is_gone_or_on_another_machine_does_no_harm(tmp_path, monkeypatch):
+    monkeypatch.setenv(FOLDER, str(tmp_path / "gone"))
+    counters = Counters(0)
+    counters.add(loads=2)
+    assert NUMBERS.unpack(counters.mapped[:])[list(GAUGES).index("loads")] == 2

@@ -1,5 +1,6 @@
 """The packed form is the same adapter, read from fewer tensors, and never an earlier one."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -8,11 +9,11 @@ import sys
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 
 from mos_vllm.adapter import AdapterError
 from mos_vllm.pack import main, pack
-from mos_vllm.reading import PACKED, WEIGHTS, read
+from mos_vllm.reading import PACKED, WEIGHTS, is_current, read
 from tests.mos_vllm.make import save_adapter
 
 SETTINGS = {
@@ -58,9 +59,8 @@ def test_the_packed_form_holds_few_tensors_and_is_what_is_read(adapter, monkeypa
     with safe_open(adapter / PACKED, framework="pt") as file:
         assert len(file.keys()) == 3 * 7
     seen = []
-    monkeypatch.setattr("mos_vllm.reading.load", lambda data: seen.append(len(data)) or torch.stack([]))
-    with pytest.raises(RuntimeError):
-        read(adapter)
+    monkeypatch.setattr("mos_vllm.reading.load", lambda data: seen.append(len(data)) or load(data))
+    read(adapter)
     assert seen == [(adapter / PACKED).stat().st_size]
 
 
@@ -97,7 +97,13 @@ def test_a_damaged_packed_form_beside_the_weights_does_no_harm(adapter, content)
         ({"modules": "{"}, "does not name its layers"),
         ({"modules": "[1]"}, "does not name its layers"),
         ({"modules": '[["a"]]'}, "not all of one shape"),
-        ({"modules": "[[]]"}, "lacks tensors"),
+        ({"modules": "[[]]"}, "order of their blocks"),
+        ({"modules": "[]"}, "order of their blocks"),
+        ({"modules": "[" * 100_000 + "]" * 100_000}, "cannot be read"),
+        ({"modules": '[["m.1.q", "m.0.q"]]'}, "order of their blocks"),
+        ({"modules": '[["m.0.q", "m.0.q"]]'}, "order of their blocks"),
+        ({"modules": '[["m.0.q"], ["m.1.q"]]'}, "order of their blocks"),
+        ({"modules": '[["m.0.q", "m.1.k"]]'}, "order of their blocks"),
         ({"modules": None}, "does not name its layers"),
     ],
 )
@@ -143,3 +149,20 @@ def test_the_command_is_run_as_documented(adapter):
     subprocess.run([sys.executable, "-m", "mos_vllm.pack", str(adapter)], check=True, capture_output=True)
     assert (adapter / PACKED).is_file()
     assert not list(adapter.glob(".packing-*"))
+
+
+def test_other_weights_of_the_same_size_and_time_are_noticed(adapter):
+    """As after `cp -p`, or on a file system that rounds times."""
+    pack(adapter)
+    before = (adapter / WEIGHTS).stat()
+    double(adapter)
+    os.utime(adapter / WEIGHTS, ns=(before.st_mtime_ns, before.st_mtime_ns))
+    assert not is_current(adapter / PACKED, adapter / WEIGHTS)
+
+
+def test_one_odd_folder_does_not_keep_the_others_from_being_packed(adapter, tmp_path, capsys):
+    odd = shutil.copytree(adapter, tmp_path / "odd")
+    config = json.loads((odd / "adapter_config.json").read_text(encoding="utf-8"))
+    (odd / "adapter_config.json").write_text(json.dumps(config | {"alpha": 10**400}), encoding="utf-8")
+    assert main([str(odd), str(adapter)]) == 1
+    assert (adapter / PACKED).is_file() and "has alpha=1000" in capsys.readouterr().err

@@ -47,6 +47,12 @@ def test_no_more_are_held_than_the_capacity(root):
     assert names(filled(root, capacity=2)) == ["a", "b"]
 
 
+def test_lora_and_broken_folders_take_no_place(root):
+    for name in ("0", "1", "2"):
+        shutil.copytree(root / "c", root / name)
+    assert names(filled(root, capacity=3)) == ["a", "b", "d"]
+
+
 def test_an_adapter_is_handed_over_once_also_through_a_link(root, tmp_path):
     preloaded = filled(root)
     [held] = [held for folder, (held, _) in preloaded.adapters.items() if folder.name == "a"]

@@ -149,13 +149,16 @@ def test_a_missing_folder_is_not_found(tmp_path):
         (b'{"peft_type": "MOS", "alpha": NaN}', "alpha=nan"),
         (b'{"peft_type": "MOS", "alpha": 1e999}', "alpha=inf"),
         (b'{"peft_type": "MOS", "alpha": true}', "alpha=True"),
+        (b'{"peft_type": "MOS", "alpha": 1' + b"0" * 400 + b"}", "no number to scale by"),
+        (b'{"peft_type": "MOS", "alpha": -1e31}', "no number to scale by"),
+        (b'{"peft_type": "MOS", "alpha": 1, "modules_to_save": ["' + b"x" * 100_000 + b'"]}', "modules_to_save"),
         (b'{"peft_type": "MOS", "alpha": 1, "bias": "all"}', "bias='all'"),
         (b'{"peft_type": "MOS", "alpha": 1, "modules_to_save": ["lm_head"]}', "modules_to_save"),
     ],
 )
 def test_a_bad_configuration_is_refused(adapter, text, said):
     (adapter / "adapter_config.json").write_bytes(text)
-    assert said in refusal(adapter)
+    assert said in refusal(adapter) and len(refusal(adapter)) < 1000
 
 
 def test_a_pickle_is_not_loaded(adapter):
@@ -260,6 +263,14 @@ DAMAGE = {
     "empty pool": (replace("mos_A", lambda t: t[:, :0].contiguous()), "do not belong together"),
     "index of floats": (replace("mos_index", lambda t: t.float()), "types"),
     "pool of integers": (replace("mos_A", lambda t: t.int()), "types"),
+    "index of a type that MoS does not save": (replace("mos_index", lambda t: t.to(torch.uint16)), "does not save"),
+    "scale of eight bits": (replace("mos_scale", lambda t: t.to(torch.float8_e4m3fn)), "does not save"),
+    "pool of complex numbers": (replace("mos_A", lambda t: t.to(torch.complex64)), "does not save"),
+    "a block of a number too long": (add(f"{ROOT}model.layers.{'9' * 5000}.mlp.up_proj.mos_index"), "not be read"),
+    "two names of one tensor": (
+        lambda tensors: tensors.update({k.removeprefix(ROOT): v.clone() for k, v in tensors.items() if "up_proj" in k}),
+        "twice",
+    ),
     "index of another shape": (replace("mos_index", lambda t: t[:, :4].contiguous()), "one shape"),
     "index of two dimensions": (replace("mos_index", lambda t: t[0].contiguous()), "one shape"),
     "scale of another shape": (replace("mos_scale", lambda t: t[:4].contiguous()), "scales"),
@@ -276,6 +287,16 @@ DAMAGE = {
 def test_damaged_tensors_are_refused(adapter, change, said):
     change_tensors(adapter, change)
     assert said in refusal(adapter)
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_refused(adapter, monkeypatch):
+    """A trainer may save between the look at the header and the reading of the tensors."""
+    whole, read_bytes = (adapter / WEIGHTS).read_bytes(), Path.read_bytes
+    change_tensors(adapter, lambda tensors: tensors.update({k: v[:-4] for k, v in tensors.items() if "mos_A" in k}))
+    other = (adapter / WEIGHTS).read_bytes()
+    (adapter / WEIGHTS).write_bytes(whole)
+    monkeypatch.setattr(Path, "read_bytes", lambda path: other if path.name == WEIGHTS else read_bytes(path))
+    assert "while it was read" in refusal(adapter)
 
 
 def test_a_wider_index_type_is_read(adapter, saved):

@@ -269,6 +269,28 @@ def test_an_adapter_that_does_not_fit_the_model_is_refused(change, said, tp, ran
         hold("x", Adapter(1.0, (change(pools),)), stacks, torch.float32, str)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("side", ["a", "b", "alpha", "scale"])
+def test_numbers_that_are_infinite_in_the_servers_type_are_refused(dtype, side):
+    """A slot with an infinity would spoil later requests, those of other adapters too."""
+    modules, packed = lora_modules(3)
+    stacks, _ = build_stacks(modules, packed)
+    [pools] = random_adapter(0, parts=("fc",), scaled=side == "scale").pools
+    large = torch.finfo(dtype).max * 2.0
+    a, b, scale = pools.a.double(), pools.b.double(), pools.scale
+    if side == "a":
+        a[3, 1] = -large
+    if side == "b":
+        b[3, 1] = large
+    if side == "scale":
+        scale = scale.double().fill_(large / float(a.abs().max()))
+    alpha = pools.rank * large / float(b.abs().max()) if side == "alpha" else 1.0
+    fine = hold("x", Adapter(1.0, (pools,)), stacks, dtype, str)
+    assert fine.memory.numel()
+    with pytest.raises(AdapterError, match=f"too large for {dtype}"):
+        hold("x", Adapter(alpha, (Pools(pools.modules, a, b, pools.index, scale),)), stacks, dtype, str)
+
+
 def test_blocks_of_several_widths_are_left_to_vllm():
     modules, packed = lora_modules(2)
     odd = modules["layers.1.mlp.fc"]

@@ -1,0 +1,140 @@
+"""Published runs: restored they count as evaluated, what they were not asked is refused, and they hold no weights."""
+
+import io
+import json
+import tarfile
+
+import pytest
+
+import scripts.archive
+import scripts.restore
+from scripts.cell import runs, served, training
+from scripts.cell.evaluation import evaluate_runs
+from scripts.table import archive
+
+
+@pytest.fixture
+def asked(tiny, tmp_path):
+    """The config of an evaluation on six questions, which any run can be asked."""
+    folder = tmp_path / "data" / "eval" / "gsm8k"
+    folder.mkdir(parents=True)
+    rows = [{"question": f"What is {i} and {i}?", "answer": f"#### {2 * i}"} for i in range(6)]
+    (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return tiny(
+        f"data={tmp_path / 'data'}", "engine=hf", "limit=4", "benchmark=[gsm8k]", "benchmark.gsm8k.shots=0",
+        "evaluation.max_new_tokens=8",
+    )  # fmt: skip
+
+
+@pytest.fixture(params=["lora_r2", "mos", "pure_sharing"])
+def run(request, tiny, asked):
+    rank = {"lora_r2": "2", "mos": "3", "pure_sharing": "null"}[request.param]
+    path = training.train(tiny(f"method={request.param}", f"method.r={rank}"))
+    evaluate_runs(asked, {path: ["gsm8k"]})
+    return path
+
+
+def files(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_restored_run_is_evaluated_has_its_rank_and_no_weights(run, asked, tmp_path):
+    file = archive.pack(run, tmp_path / "published")
+    assert archive.unpack(file, tmp_path / "elsewhere")
+    restored = tmp_path / "elsewhere" / run.name
+    assert not [name for name in files(restored) if name.endswith((".safetensors", ".bin", ".lock"))]
+    assert files(restored) >= {"config.yaml", "run.json", "metrics.jsonl"}
+    assert served.rank(runs.load(restored)) == served.rank(runs.load(run))
+    for name in ("run.json", "validation.jsonl"):
+        assert not (run / name).exists() or (restored / name).read_bytes() == (run / name).read_bytes()
+    asked.engine._target_ = "nowhere.Engine"  # it must not be needed
+    [before], [after] = (evaluate_runs(asked, {path: ["gsm8k"]})[path] for path in (run, restored))
+    assert (before.parent.parent, after.parent.parent) == (run, restored) and before.name == after.name
+    for name in ("metrics.json", "predictions.jsonl"):
+        assert (after / name).read_bytes() == (before / name).read_bytes()
+
+
+def test_what_it_was_not_asked_is_refused_in_a_sentence(run, asked, tmp_path):
+    archive.unpack(archive.pack(run, tmp_path / "published"), tmp_path / "elsewhere")
+    restored = tmp_path / "elsewhere" / run.name
+    asked.limit = 5
+    before = files(restored)
+    with pytest.raises(FileNotFoundError, match="is a published run without weights, which has no answers to gsm8k"):
+        evaluate_runs(asked, {restored: ["gsm8k"]})
+    assert files(restored) == before
+
+
+def test_the_same_run_gives_the_same_bytes_without_paths_of_this_machine(run, tmp_path):
+    one, other = (archive.pack(run, tmp_path / name) for name in ("one", "other"))
+    assert one.read_bytes() == other.read_bytes()
+    with tarfile.open(one) as tar:
+        config = tar.extractfile("config.yaml").read().decode()
+    assert str(tmp_path) not in "".join(line for line in config.splitlines() if "_dir" in line or "data:" in line)
+    assert not any(line.startswith(f"{key}:") for line in config.splitlines() for key in archive.PATHS)
+
+
+def test_a_run_that_is_there_stays(run, tmp_path):
+    file = archive.pack(run, tmp_path / "published")
+    before = files(run)
+    assert not archive.unpack(file, run.parent)
+    assert files(run) == before
+
+
+def packed(path, name):
+    with tarfile.open(path, "w:xz") as tar:
+        entry = tarfile.TarInfo(name)
+        entry.size = 1
+        tar.addfile(entry, io.BytesIO(b"x"))
+    return path
+
+
+@pytest.mark.parametrize("name", ["../outside", "a/../../outside"])
+def test_a_file_that_would_write_elsewhere_is_refused(tmp_path, name):
+    with pytest.raises(ValueError, match="cannot be restored"):
+        archive.unpack(packed(tmp_path / "run.tar.xz", name), tmp_path / "runs")
+    assert not files(tmp_path / "runs") and not (tmp_path / "outside").exists()
+
+
+def test_a_damaged_file_is_refused_and_leaves_nothing(tmp_path):
+    file = packed(tmp_path / "run.tar.xz", "run.json")
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=r"run\.tar\.xz cannot be restored"):
+        archive.unpack(file, tmp_path / "runs")
+    assert not files(tmp_path / "runs")
+
+
+def test_what_a_table_reports_must_still_be_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no cells of a table"):
+        archive.behind(tmp_path, tmp_path, "micro")
+    cell = tmp_path / "cells" / "tiny" / "a.json"
+    cell.parent.mkdir(parents=True)
+    cell.write_text(json.dumps({"run": "gone"}), encoding="utf-8")
+    with pytest.raises(FileNotFoundError, match=r"gone, of which .* reports, is no longer there"):
+        archive.behind(tmp_path, tmp_path / "runs", "micro")
+
+
+def test_the_two_commands_are_each_other_s_inverse(run, asked, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(scripts.archive, "PUBLISHED", tmp_path / "published")
+    monkeypatch.setattr(scripts.restore, "PUBLISHED", tmp_path / "published")
+    cell = tmp_path / "results" / "cells" / run.parent.name / "one.json"
+    cell.parent.mkdir(parents=True)
+    cell.write_text(json.dumps({"run": run.name}), encoding="utf-8")
+    monkeypatch.setattr(scripts.archive, "results_folder", lambda cfg, overrides: tmp_path / "results")
+    profile = run.parents[1].name
+    place = [f"runs_dir={run.parents[2]}", f"profile={profile}"]
+    monkeypatch.setattr("sys.argv", ["archive", *place])
+    scripts.archive.main()
+    assert "1 runs" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["restore", f"profile={profile}", f"runs_dir={tmp_path / 'new'}"])
+    scripts.restore.main()
+    assert "1 of 1 runs restored" in capsys.readouterr().out
+    assert runs.is_finished(tmp_path / "new" / profile / run.parent.name / run.name)
+    scripts.restore.main()
+    assert "0 of 1 runs restored" in capsys.readouterr().out
+
+
+def test_a_profile_without_published_runs_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(scripts.restore, "PUBLISHED", tmp_path)
+    monkeypatch.setattr("sys.argv", ["restore", "profile=micro"])
+    with pytest.raises(SystemExit, match="holds no runs: those of the profile micro are not published"):
+        scripts.restore.main()
