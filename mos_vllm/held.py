@@ -16,6 +16,7 @@ from mos_vllm.adapter import Adapter, AdapterError, Pools, layer_type
 if TYPE_CHECKING:
     from mos_vllm.stack import Stack
 
+LARGEST = 1e15  # of a pool's numbers; products of it with two like it stay finite in float32 and bfloat16
 ALIGNMENT = 256  # bytes; each tensor of a piece can then be viewed in its own type, and pieces laid side by side
 
 
@@ -123,12 +124,13 @@ def hold(
 
 
 def check_range(folder: object, part: Part, memory: Tensor, dtype: torch.dtype) -> None:
-    """Raises AdapterError where a number has become infinite: a slot with one spoils later requests of others too."""
+    """Raises AdapterError where a number has become infinite, or so large that a product would: a slot with one spoils
+    later requests of others too."""
     scale = 1.0 if part.scale is None else float(part.scale.of(memory).abs().max())
     for view in (part.a, part.b):
         pool = view.of(memory)
         largest = float(max(abs(bound) for bound in pool.aminmax())) * (scale if view is part.a else 1.0)
-        if not largest <= torch.finfo(dtype).max:
+        if not largest <= min(torch.finfo(dtype).max, LARGEST):
             raise AdapterError(folder, f"holds numbers that are too large for {dtype}, once they are scaled by alpha.")
 
 

@@ -157,7 +157,8 @@ class GroupedLoRA(PunicaWrapperCPU):
         self, y: Tensor, x: Tensor, lora_a_stacked: Tensor, lora_b_stacked: Tensor, scale: float, **kwargs: Any
     ) -> None:
         """y (rows, vocabulary) += scale * x A^T B^T, for the rows that are sampled from."""
-        y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
+        width = lora_b_stacked.shape[2]  # of the vocabulary, for which logits may be padded
+        y, x = y.view(-1, y.shape[-1])[:, :width], x.view(-1, x.shape[-1])
         for slot, rows in by_slot(self.sampler_indices):
             y[rows] += scale * (x[rows] @ lora_a_stacked[slot, 0].T) @ lora_b_stacked[slot, 0].T
 

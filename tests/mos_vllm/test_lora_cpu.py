@@ -82,8 +82,10 @@ def test_logits_and_embeddings_of_tokens_without_an_adapter_are_left_alone(slots
     wanted = expected(y, x, [a], [b], 0.5, slots)
     made = kernel(slots, {})
     made._sampler_indices, made.indices_len = torch.tensor(slots), [None, len(slots)]
-    made.add_lora_logits(y, x, a, b, 0.5)
-    torch.testing.assert_close(y.double(), wanted, rtol=1e-4, atol=1e-4)
+    padded = torch.cat([y, torch.zeros(len(slots), 6)], 1)
+    made.add_lora_logits(padded, x, a, b, 0.5)
+    torch.testing.assert_close(padded[:, : WIDTHS[0]].double(), wanted, rtol=1e-4, atol=1e-4)
+    assert not padded[:, WIDTHS[0] :].any()
     rows, y = torch.randn(len(slots), R, generator=generator), torch.zeros(len(slots), WIDTHS[0])
     made.add_lora_embedding(y, rows, b)
     for token, slot in enumerate(slots):
