@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mos.common import private
@@ -24,7 +25,7 @@ def add_low_rank(y: Tensor, x: Tensor, a: Tensor, b: Tensor, scaling: float) -> 
 def _with_hidden(y: Tensor, x: Tensor, a: Tensor, b: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
     """The same as tokens (t, o), and x A^T of all tokens (t, r)."""
     tokens, outputs = x.reshape(-1, a.shape[1]), y.reshape(-1, b.shape[0])  # (..., h) -> (t, h), (..., o) -> (t, o)
-    hidden = tokens @ a.T  # (t, h) (h, r) -> (t, r)
+    hidden = F.linear(tokens, a)  # (t, h) (h, r) -> (t, r)
     return torch.addmm(outputs, hidden, b.T, alpha=scaling), hidden  # (t, r) (r, o) -> (t, o)
 
 

@@ -33,6 +33,7 @@ COLUMNS = (
 )
 BUDGET = 8  # trainable parameters of MoS: those of LoRA at this rank
 SECONDS = 3.0  # for the pairs of runs of one cell
+FEWEST = 4  # pairs
 NF4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": "float32"}
 LLAMA_7B = LlamaConfig(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32)
 LLAMA_70B = LlamaConfig(
@@ -63,7 +64,7 @@ GRID = (  # the first, others that differ from it in one respect, and one in all
     Size(768, 16, 512, 4, blocks=4),
     Size(768, 4, 128, 1, blocks=8),
     Size(768, 4, 128, 64, blocks=8),
-    Size(4096, 16, 512, 64, blocks=1),
+    Size(4096, 4, 512, 64, blocks=1),
 )
 
 
@@ -97,7 +98,7 @@ def measure(base: str, size: Size, folder: Path) -> list[str]:
 
 
 def ratio(steps: dict[str, Callable[[], None]], patience: int = 1) -> Ratio:
-    """MoS's time over LoRA's, of as many pairs of runs as fit into `patience` times `SECONDS`, at least two.
+    """MoS's time over LoRA's, of as many pairs of runs as fit into `patience` times `SECONDS`, at least `FEWEST`.
 
     Their number is even, so that as many pairs begin with either. The first run of each is not measured: it is slower.
     """
@@ -105,7 +106,7 @@ def ratio(steps: dict[str, Callable[[], None]], patience: int = 1) -> Ratio:
         step()
     ratios: list[float] = []
     end = time.perf_counter() + patience * SECONDS
-    while time.perf_counter() < end or len(ratios) % 2 or not ratios:
+    while time.perf_counter() < end or len(ratios) % 2 or len(ratios) < FEWEST:
         order = METHODS if len(ratios) % 2 else METHODS[::-1]
         times = {method: duration(steps[method]) for method in order}
         ratios.append(times["mos"] / times["lora"])
