@@ -35,12 +35,12 @@ class Sizes:
     small_e: int = 16
     small_requests: int = 96
     small_prompt: int = 16
-    large_blocks: int = 4
+    large_blocks: int = 7
     large_hidden: int = 2048
     large_r: int = 8
     large_e: int = 2
     large_requests: int = 32
-    large_prompt: int = 64
+    large_prompt: int = 32
     shards: int = 4
     slots: int = 16
     adapters: int = 1000
