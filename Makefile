@@ -92,7 +92,7 @@ dashboard: $(READY)  ## a W&B workspace of the same, for the runs of TABLE=table
 	$(COMMAND) dashboard table=$(or $(TABLE),table2)
 
 .PHONY: bench
-bench: $(READY)  ## time and memory of MoS against LoRA, as ratios over sizes (an hour on two cores)
+bench: $(READY)  ## time and memory of MoS against LoRA, as ratios over sizes (35 minutes on two cores)
 	$(PY) -m scripts.bench
 .PHONY: bench-eval
 bench-eval: $(READY)  ## items per second against lm-evaluation-harness, adapters against merged checkpoints (needs a network once)
@@ -103,7 +103,7 @@ crosscheck: $(READY)  ## our prompts, scores and data beside open-instruct's, e.
 	$(COMMAND) crosscheck
 
 .PHONY: bench-serve
-bench-serve: $(READY)  ## serving MoS against the exported adapters and against vLLM alone, into docs/performance.md (12 minutes, idle)
+bench-serve: $(READY)  ## serving MoS against the exported adapters and against vLLM alone, into docs/performance.md (10 minutes, idle)
 	$(PY) -m scripts.bench_serve
 
 .PHONY: docs

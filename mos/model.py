@@ -136,25 +136,22 @@ class MosModel(LowRankModel):
         They are made to fit if the file has the indices of the same layers; if not, loading fails on the shapes.
         """
         groups = {id(each.holder.tied): each for each in shared(model, adapter)}
-        given = {id(each.holder.tied) for each in groups.values() if any(key in state for key in each.keys)}
-        read = dict.fromkeys(groups, -1)  # the last shard that a layer reads
-        same = True
+        pools = {group: next((state[key] for key in each.keys if key in state), None) for group, each in groups.items()}
+        last, same = dict.fromkeys(groups, -1), True  # the last shard of each pool that a layer reads
         for name, layer in layers_with(model, adapter).items():
+            own = [id(side.module(adapter).tied) for side in (layer.mos_A, layer.mos_B)]
             index = state.get(f"{name}.mos_index.{adapter}")
-            if index is None and id(layer.mos_A.module(adapter).tied) in given:
+            if index is None and pools[own[0]] is not None:
                 raise ValueError(UNCHOSEN.format(name=name))
             if index is None or index.is_meta:
                 continue
             check_index(f"{name}.mos_index", index)
             same = same and index.shape == layer.mos_index[adapter].shape
-            for pools, side in zip((layer.mos_A, layer.mos_B), index, strict=True):
-                pool = id(pools.module(adapter).tied)
-                read[pool] = max(read[pool], int(side.max()))
-        for pool, each in groups.items():
-            found = next((key for key in each.keys if key in state), None)
-            check_reach(each.keys[0], state[found] if found else None, read[pool])
-            if found and same:
-                fit(each.holder, state[found])
+            last |= {group: max(last[group], int(side.max())) for group, side in zip(own, index, strict=True)}
+        for group, pool in pools.items():
+            check_reach(groups[group].keys[0], pool, last[group])
+            if pool is not None and same:
+                fit(groups[group].holder, pool)
 
 
 def fit(holder: Weight, value: Tensor) -> None:

@@ -22,7 +22,7 @@ def main(cfg: DictConfig) -> None:
     if not files:
         raise FileNotFoundError(f"{source} holds no runs: those of the profile {cfg.profile} are not published.")
     new = sum(unpack(file, target / file.parent.name) for file in files)
-    print(f"{target}: {new} of {len(files)} runs restored, the others were there")
+    print(f"{target}: {new} of {len(files)} runs restored{', the others were there' if new < len(files) else ''}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ of bfloat16 (2 bytes).
 import math
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -117,7 +118,7 @@ def plan(
         ValueError: the base model does not fit, or leaves no room for an adapter.
     """
     types, weights = layer_types(network), sum(parameter.numel() for parameter in network.parameters()) * BYTES
-    for tp in (n for n in range(1, gpu.count + 1) if gpu.count % n == 0):
+    for tp in (n for n in range(1, gpu.count + 1) if gpu.count % n == 0 and splits(network, n)):
         slots = max_loras * factors(types, r, tp)
         store = UTILIZATION * gpu.memory - weights / tp - slots - kv_cache
         if store >= LEAST_STORE * gpu.memory:
@@ -126,8 +127,17 @@ def plan(
             return Plan(gpu, tp, weights / tp, slots, kv_cache, store, rows)
     raise ValueError(
         f"{gpu.count} x {gpu.name} leave less than {LEAST_STORE:.0%} of their memory for adapters beside a base model "
-        f"of {weights / 1e9:.0f} GB, {max_loras} slots and the KV cache. Name more GPUs, or lower --max-loras."
+        f"of {weights / 1e9:.0f} GB, {max_loras} slots and the KV cache, as far as its attention heads can be spread over "
+        "them. Name more GPUs, or lower --max-loras."
     )
+
+
+def splits(network: nn.Module, tp: int) -> bool:
+    """Whether vLLM can spread the model over `tp` GPUs: query heads evenly, and key-value heads evenly or copied."""
+    config: Any = network.config
+    heads = config.num_attention_heads
+    kv = getattr(config, "num_key_value_heads", heads)
+    return heads % tp == 0 and (kv % tp == 0 or tp % kv == 0)
 
 
 def others(r: int) -> list[tuple[str, int]]:

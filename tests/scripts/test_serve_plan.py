@@ -55,6 +55,17 @@ def test_a_model_that_leaves_no_room_is_refused(llama2_70b):
         plan(llama2_70b, Gpu("small", 40e9, 1e12, 25e9, 2), r=16, e=2)
 
 
+@pytest.mark.parametrize(("count", "tp"), [(3, None), (5, None), (2, 2), (6, 2), (8, 2), (16, 2)])
+def test_a_model_is_spread_as_its_heads_can_be(llama2_70b, count, tp):
+    """64 query heads and 8 of keys and values: vLLM takes no third of them."""
+    gpu = Gpu(NODE.name, NODE.memory, NODE.memory_rate, NODE.host_rate, count)
+    if tp is None:
+        with pytest.raises(ValueError, match="as far as its attention heads can be spread"):
+            plan(llama2_70b, gpu, r=16, e=2)
+    else:
+        assert plan(llama2_70b, gpu, r=16, e=2).tp == tp
+
+
 def test_pools_and_indices_are_what_the_server_holds():
     """The formulas against mos_vllm's own memory, with its alignment of at most 256 bytes a tensor."""
     blocks, h, o, r, e, shards = 6, 32, 48, 8, 2, 4
