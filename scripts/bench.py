@@ -1,8 +1,8 @@
 """Time and memory of MoS against PEFT's LoRA of the same rank, as ratios MoS / LoRA, in one process: `make bench`.
 
 The two take turns, in alternating order, and each ratio is of two neighbouring runs, so that a machine that becomes
-slower or faster meanwhile changes none of them. The table has the medians with 95% intervals. Half an hour on two cores,
-which must be idle otherwise.
+slower or faster meanwhile changes none of them. The table has the medians with 95% intervals. Half an hour on two
+cores, which must be idle otherwise.
 """
 
 import os

@@ -127,8 +127,8 @@ def plan(
             return Plan(gpu, tp, weights / tp, slots, kv_cache, store, rows)
     raise ValueError(
         f"{gpu.count} x {gpu.name} leave less than {LEAST_STORE:.0%} of their memory for adapters beside a base model "
-        f"of {weights / 1e9:.0f} GB, {max_loras} slots and the KV cache, as far as its attention heads can be spread over "
-        "them. Name more GPUs, or lower --max-loras."
+        f"of {weights / 1e9:.0f} GB, {max_loras} slots and the KV cache, as far as its attention heads can be spread "
+        "over them. Name more GPUs, or lower --max-loras."
     )
 
 
