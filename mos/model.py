@@ -122,10 +122,6 @@ class MosModel(LowRankModel):
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         state = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-        for name, layer in layers_with(model, adapter_name).items():
-            scale = state.get(f"{name}.mos_scale.{adapter_name}")
-            if scale is not None and not scale.is_meta:
-                layer.scaled[adapter_name] = bool((scale != 1).any())
         end = f".mos_index.{adapter_name}"
         return {key: value.round().int() if key.endswith(end) else value for key, value in state.items()}
 

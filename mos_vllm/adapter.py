@@ -102,11 +102,11 @@ def check_shapes(folder: object, kind: str, a: Shape, b: Shape, index: Shape, ma
             )
 
 
-def check_indices(folder: object, kind: str, pools: Pools) -> None:
-    """Check the types of the tensors, and what they read.
+def check_values(folder: object, kind: str, pools: Pools) -> None:
+    """Check what only the tensors tell.
 
     Raises:
-        AdapterError: a wrong type, or an index outside of its pool.
+        AdapterError: a wrong type, an index outside of its pool, or a number that is not finite.
     """
     floats = [tensor for tensor in (pools.a, pools.b, pools.scale) if tensor is not None]
     if pools.index.dtype not in INDEX_DTYPES or any(tensor.dtype not in POOL_DTYPES for tensor in floats):
@@ -116,10 +116,6 @@ def check_indices(folder: object, kind: str, pools: Pools) -> None:
         raise AdapterError(
             folder, f"reads shards {low} to {high} of '{kind}', which has {len(pools.a)}: its file is damaged."
         )
-
-
-def check_finite(folder: object, kind: str, *tensors: Tensor | None) -> None:
-    """Raises AdapterError for a number that is not finite."""
     # the extremes of a tensor are finite only if all of it is, and they cost one pass
-    if not all(bound.isfinite() for tensor in tensors if tensor is not None for bound in tensor.aminmax()):
+    if not all(bound.isfinite() for tensor in floats for bound in tensor.aminmax()):
         raise AdapterError(folder, f"holds numbers of '{kind}' that are not finite: its training diverged.")

@@ -106,7 +106,7 @@ async def rereading(models: Any, loaded: Any) -> str | None:
     """
     name = (loaded.lora_name, loaded.lora_path)
     known, folder = known_files(models).get(name), folder_of(loaded)
-    if known is None or await asyncio.to_thread(files_of, folder) == known:
+    if known is None or await asyncio.to_thread(stamp, folder) == known:
         return None
     if loaded.lora_int_id in await models.engine_client.list_loras():
         return None
@@ -137,14 +137,6 @@ async def forget_prefixes(models: Any, request: LoadLoRAAdapterRequest, found: F
     if full or name in served:
         await models.engine_client.reset_prefix_cache(reset_running_requests=True)
     served[name] = found.files
-
-
-def files_of(folder: Path) -> Stamp | None:
-    """The stamp of an adapter's files; None if they are just being replaced."""
-    try:
-        return stamp(folder)
-    except OSError:
-        return None
 
 
 def folder_of(request: Any) -> Path:

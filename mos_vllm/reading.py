@@ -6,6 +6,7 @@ import os
 import reprlib
 import stat
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,8 @@ from mos_vllm.adapter import (
     Pools,
     Shape,
     block_numbers,
-    check_finite,
-    check_indices,
     check_shapes,
+    check_values,
     layer_type,
 )
 
@@ -95,8 +95,12 @@ def sub_folder(root: Path, name: str) -> Path | None:
 
 def stamp(folder: Path) -> Stamp:
     """Changes when a file of the adapter is replaced or rewritten: inode, size and time of each."""
-    found = [(folder / name).stat() for name in (CONFIG, WEIGHTS, PACKED) if (folder / name).exists()]
-    return tuple((each.st_ino, each.st_size, each.st_mtime_ns) for each in found)
+    found = []
+    for name in (CONFIG, WEIGHTS, PACKED):
+        with suppress(OSError):  # it is not there, or has gone this instant
+            status = (folder / name).stat()
+            found.append((status.st_ino, status.st_size, status.st_mtime_ns))
+    return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -168,9 +172,7 @@ def parsed(folder: Path, max_rank: int | None) -> Adapter:
 
 
 def checked(folder: Path, pools: Pools) -> Pools:
-    kind = layer_type(pools.modules[0])
-    check_indices(folder, kind, pools)
-    check_finite(folder, kind, pools.a, pools.b, pools.scale)
+    check_values(folder, layer_type(pools.modules[0]), pools)
     return pools
 
 

@@ -40,16 +40,16 @@ class AddLowRank(torch.autograd.Function):
         return added
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # grad: (t, o)
         x, hidden, a, b = ctx.saved_tensors
-        tokens, grads = x.reshape(-1, a.shape[1]), grad  # (t, h), (t, o)
+        tokens = x.reshape(-1, a.shape[1])  # (t, h)
         if torch.is_grad_enabled():  # a second derivative goes through the product, and the saved one has no graph
             hidden = tokens @ a.T
         grad_x = grad_a = grad_b = None
         _, needs_x, needs_a, needs_b, _ = ctx.needs_input_grad
         if needs_b:
-            grad_b = torch.addmm(b.T, hidden.T, grads, beta=0, alpha=ctx.scaling).T  # (r, t) (t, o) -> (r, o) -> (o, r)
-        grad_hidden = torch.addmm(hidden, grads, b, beta=0, alpha=ctx.scaling)  # (t, o) (o, r) -> (t, r)
+            grad_b = torch.addmm(b.T, hidden.T, grad, beta=0, alpha=ctx.scaling).T  # (r, t) (t, o) -> (r, o) -> (o, r)
+        grad_hidden = torch.addmm(hidden, grad, b, beta=0, alpha=ctx.scaling)  # (t, o) (o, r) -> (t, r)
         if needs_a:
             grad_a = grad_hidden.T @ tokens  # (r, t) (t, h) -> (r, h)
         if needs_x:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from mos.common import private
-from mos.common.config import LowRankConfig
 from mos.common.layer import LowRankLayer
 from mos.common.parameters import Weight
 from mos.files import last_name
@@ -41,9 +40,8 @@ class LowRankModel(BaseTuner):
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         config = self._prepare_adapter_config(self.peft_config[adapter_name], self.get_model_config(model))
+        config.base_model_type = self.get_model_config(model).get("model_type")
         config = private.include_all_linear(config, model)
-        if isinstance(config, LowRankConfig):
-            config.base_model_type = self.get_model_config(model).get("model_type")
         targets = self._targets(model, config, kwargs.get("state_dict"))
         check_in_reach(model, targets)
         self.check_targets(config, targets)

@@ -151,13 +151,8 @@ def uncache(folder: Path) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def into_slot(served: Served, folder: Path, *, on_disk: bool) -> float:
-    """Seconds from the files of an adapter that the engine does not know, to its factors in a slot.
-
-    on_disk: the system has no copy of the files in memory
-    """
-    if on_disk:
-        uncache(folder)
+def into_slot(served: Served, folder: Path) -> float:
+    """Seconds from the files of an adapter that the engine does not know, to its factors in a slot."""
     adapter = served.adapter(folder)
     begun = time.perf_counter()
     served.worker.add_adapter(adapter)
@@ -166,10 +161,8 @@ def into_slot(served: Served, folder: Path, *, on_disk: bool) -> float:
     return seconds
 
 
-def first_token(served: Served, folder: Path, *, on_disk: bool) -> float:
-    """Seconds from a request for an adapter that the engine does not know, to the first token; as `into_slot`."""
-    if on_disk:
-        uncache(folder)
+def first_token(served: Served, folder: Path) -> float:
+    """Seconds from a request for an adapter that the engine does not know, to the first token."""
     [prompt] = prompts(0, 1, SHORT)
     adapter = served.adapter(folder)
     begun = time.perf_counter()

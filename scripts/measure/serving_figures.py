@@ -38,7 +38,10 @@ def cold(bench: Bench) -> list[Measured]:
     }
 
     def arm(engine: Engine, task: Callable[..., float], on_disk: bool, form: str, turn: int) -> float:
-        return engine.ask(task, bench.folder(sizes.small, form, turn % sizes.adapters), on_disk=on_disk)
+        folder = bench.folder(sizes.small, form, turn % sizes.adapters)
+        if on_disk:
+            ask.uncache(folder)
+        return engine.ask(task, folder)
 
     rows = []
     with bench.engine(sizes.small) as fresh:

@@ -6,7 +6,6 @@ import lzma
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -69,11 +68,9 @@ def behind(results: Path, runs_dir: Path, profile: str) -> list[Path]:
     cells = sorted(results.glob("cells/*/*.json"))
     if not cells:
         raise FileNotFoundError(f"{results} holds no cells of a table; make one first, e.g. `make table2`.")
-    found = [runs_dir / profile / cell.parent.name / _json(cell)["run"] for cell in cells]
+    found = [
+        runs_dir / profile / cell.parent.name / json.loads(cell.read_text(encoding="utf-8"))["run"] for cell in cells
+    ]
     if missing := [path for path in found if not runs.is_finished(path)]:
         raise FileNotFoundError(f"{missing[0]}, of which {results} reports, is no longer there; make the table again.")
     return found
-
-
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
