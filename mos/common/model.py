@@ -39,7 +39,7 @@ class LowRankModel(BaseTuner):
         return self.tuner_layer_cls(target, **get_quantization_kwargs(self.model))
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        config = self._prepare_adapter_config(self.peft_config[adapter_name], self.get_model_config(model))
+        config: Any = self._prepare_adapter_config(self.peft_config[adapter_name], self.get_model_config(model))
         config.base_model_type = self.get_model_config(model).get("model_type")
         config = private.include_all_linear(config, model)
         targets = self._targets(model, config, kwargs.get("state_dict"))
