@@ -29,6 +29,7 @@ from scripts.cell.attention import use_products
 from scripts.cell.base_model import load_quantized, load_tokenizer
 from scripts.cell.dropout import use_bits
 from scripts.cell.prepared import prepared, uncheckpointed_tokens
+from scripts.cell.products import quick_products
 from scripts.cell.provenance import provenance
 from scripts.cell.settings import TrainerSettings, processes
 from scripts.cell.trainer import CellTrainer, MetricsFile, training_arguments
@@ -141,7 +142,7 @@ def _fit(
     checkpoints = path / "checkpoints"
     main = PartialState().is_main_process
     logged = tracking.tracked(cfg, path) if main else nullcontext(tracking.Tracker())
-    with deterministic(), full_disk_named(path), logged as tracker:
+    with deterministic(), quick_products(settings), full_disk_named(path), logged as tracker:
         trainer = CellTrainer(
             settings=settings,
             data=data,
