@@ -4,7 +4,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from bitsandbytes.functional import has_avx512bf16
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from scripts.cell.settings import TrainerSettings
@@ -27,5 +26,6 @@ class InFloat32(TorchDispatchMode):
 
 def quick_products(settings: TrainerSettings) -> AbstractContextManager[Any]:
     """`InFloat32` where it is several times as fast: an x86 CPU without AVX512-BF16, which most are."""
-    emulated = settings.compute_dtype == "bfloat16" and "AVX" in torch.backends.cpu.get_cpu_capability()
-    return InFloat32() if emulated and not has_avx512bf16() else nullcontext()
+    cpu = torch.cpu.get_capabilities()
+    slow = cpu["architecture"] == "x86_64" and not cpu["avx512_bf16"]
+    return InFloat32() if slow and settings.compute_dtype == "bfloat16" else nullcontext()

@@ -32,12 +32,16 @@ def git_revision() -> str | None:
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, cores, memory in GiB, torch threads, and the GPU if there is one."""
+    """Processor, cores, memory in GiB, torch threads, and the GPU if there is one.
+
+    avx512_bf16: None on a processor of another family; it decides how a CPU multiplies bfloat16 (`cell/products.py`)
+    """
     import torch
 
     gpu = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
     return {
         "cpu": _cpu(),
+        "avx512_bf16": torch.cpu.get_capabilities().get("avx512_bf16"),
         "cores": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "torch_threads": torch.get_num_threads(),

@@ -16,7 +16,7 @@ from scripts.cell.provenance import package_version
 
 # trainer settings that do not change the result
 WITHOUT_EFFECT = ("logging_steps", "save_steps", "eval_steps", "uncheckpointed_tokens")
-HELD_OUT = "validation.jsonl"  # in a run directory: what the finished adapter loses on each validation example
+HELD_OUT_LOSSES = "validation.jsonl"  # in a run directory: what the finished adapter loses on each validation example
 # trainer settings that decide how a forward pass is rounded
 ARITHMETIC = (
     *("micro_batch_size", "upcast", "dequantize_once", "attention", "liger"),

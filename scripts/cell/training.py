@@ -148,7 +148,7 @@ def _fit(
             data=data,
             uncheckpointed=uncheckpointed,
             untrained=runs.untrained_loss(cfg, data.key),
-            held_out=path / runs.HELD_OUT,
+            held_out=path / runs.HELD_OUT_LOSSES,
             model=model,
             args=training_arguments(settings, cfg.seed, checkpoints),
             data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED, pad_to_multiple_of=8),

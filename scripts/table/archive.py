@@ -15,7 +15,7 @@ from scripts.cell import runs, served
 from scripts.table.collect import PATHS
 
 END = ".tar.xz"
-KEPT = ("run.json", "metrics.jsonl", runs.HELD_OUT, "eval/*/*.json", "eval/*/*.jsonl")
+KEPT = ("run.json", "metrics.jsonl", runs.HELD_OUT_LOSSES, "eval/*/*.json", "eval/*/*.jsonl")
 ADAPTERS = ("adapter", "lora")  # of each the config, and the record of the weights
 
 

@@ -42,7 +42,7 @@ class Result:
 
         None for a vanilla row, and for a run from before this was kept.
         """
-        path = self.run.path / runs.HELD_OUT
+        path = self.run.path / runs.HELD_OUT_LOSSES
         return pd.read_json(path, lines=True) if path.is_file() else None
 
     @property

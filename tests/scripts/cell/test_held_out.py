@@ -15,7 +15,7 @@ from scripts.config import compose
 
 
 def lines(path):
-    return [json.loads(line) for line in (path / runs.HELD_OUT).read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in (path / runs.HELD_OUT_LOSSES).read_text(encoding="utf-8").splitlines()]
 
 
 def test_each_example_has_the_loss_that_the_saved_adapter_gives_it_alone(tiny):
@@ -61,7 +61,7 @@ def test_a_kill_does_not_change_them(tiny, tmp_path, monkeypatch, step):
         with pytest.raises(KeyboardInterrupt):
             training.train(cfg)
     path = training.train(cfg)
-    assert (path / runs.HELD_OUT).read_bytes() == (undisturbed / runs.HELD_OUT).read_bytes()
+    assert (path / runs.HELD_OUT_LOSSES).read_bytes() == (undisturbed / runs.HELD_OUT_LOSSES).read_bytes()
     metrics = [runs.load(run).info["metrics"]["eval_loss"] for run in (path, undisturbed)]
     assert metrics[0] == metrics[1]
 
@@ -125,4 +125,4 @@ def test_the_untrained_loss_of_other_data_or_another_arithmetic_is_measured_anew
 def test_a_vanilla_row_has_none(tiny_cell, tmp_path):
     common = [override for override in tiny_cell if not override.startswith("method")]
     path = training.train(compose([*common, "method=vanilla_chat", f"runs_dir={tmp_path}"]))
-    assert not (path / runs.HELD_OUT).exists()
+    assert not (path / runs.HELD_OUT_LOSSES).exists()

@@ -1,10 +1,12 @@
 """Products of bfloat16 by float32: what a CPU with instructions for them gives, to the order of the sum."""
 
+import json
+
 import pytest
 import torch
 from torch import nn
 
-from scripts.cell import products, runs, training
+from scripts.cell import products, training
 from scripts.cell.products import InFloat32, quick_products
 from scripts.cell.settings import TrainerSettings
 from scripts.config import compose
@@ -38,8 +40,8 @@ def test_added_products_keep_their_factors():
     torch.testing.assert_close(several[0].double(), c.double() + 0.5 * a.double() @ b.double(), rtol=2**-7, atol=1e-2)
 
 
-def test_a_layer_under_autocast_multiplies_forward_and_backward_in_float32(monkeypatch):
-    """Counted: no product of bfloat16 is left, and those of float32 are not touched."""
+def test_a_layer_under_autocast_multiplies_forward_and_backward_in_float32():
+    """Its three products pass through here, and one of float32 is not touched."""
     multiplied = []
 
     class Watched(InFloat32):
@@ -56,31 +58,35 @@ def test_a_layer_under_autocast_multiplies_forward_and_backward_in_float32(monke
         assert torch.equal(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
 
 
+def on(monkeypatch, architecture: str, **features: bool) -> None:
+    """Let torch say that this machine has such a CPU."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": architecture, **features})
+
+
 @pytest.mark.parametrize(
-    ("instructions", "capability", "dtype", "emulated"),
+    ("architecture", "features", "dtype", "emulated"),
     [
-        (False, "AVX2", "bfloat16", True), (False, "AVX512", "bfloat16", True), (True, "AVX512", "bfloat16", False),
-        (False, "AVX2", "float32", False), (False, "DEFAULT", "bfloat16", False), (False, "SVE256", "bfloat16", False),
+        ("x86_64", {"avx512_bf16": False}, "bfloat16", True),
+        ("x86_64", {"avx512_bf16": True}, "bfloat16", False),
+        ("x86_64", {"avx512_bf16": False}, "float32", False),
+        ("aarch64", {"bf16": True}, "bfloat16", False),
     ],
-)  # fmt: skip
-def test_it_depends_on_the_machine_and_the_type_alone(monkeypatch, instructions, capability, dtype, emulated):
-    monkeypatch.setattr(products, "has_avx512bf16", lambda: instructions)
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+)
+def test_it_depends_on_the_machine_and_the_type_alone(monkeypatch, architecture, features, dtype, emulated):
+    on(monkeypatch, architecture, **features)
     settings = TrainerSettings.of(compose([f"trainer.compute_dtype={dtype}"]).trainer)
     assert isinstance(quick_products(settings), InFloat32) == emulated
 
 
 def test_a_run_has_the_same_losses_to_rounding(tiny, tmp_path, monkeypatch):
-    found = {}
+    found, short = {}, ["trainer.max_steps=20", "trainer.logging_steps=1", "trainer.learning_rate=0.001"]
     for instructions in (True, False):
-        monkeypatch.setattr(products, "has_avx512bf16", lambda instructions=instructions: instructions)
-        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-        short = ["trainer.max_steps=20", "trainer.logging_steps=1", "trainer.learning_rate=0.001"]
-        path = training.train(
-            tiny(f"runs_dir={tmp_path / str(instructions)}", "method=mos", "method.equivalent_rank=4", *short)
-        )
+        on(monkeypatch, "x86_64", avx512_bf16=instructions)
+        own = tiny(f"runs_dir={tmp_path / str(instructions)}", "method=mos", "method.equivalent_rank=4", *short)
+        path = training.train(own)
         lines = (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        found[instructions] = [loss for line in map(runs.json.loads, lines) if (loss := line.get("loss"))]
+        found[instructions] = [loss for line in map(json.loads, lines) if (loss := line.get("loss"))]
+        assert json.loads((path / "run.json").read_text())["hardware"]["avx512_bf16"] is instructions
     assert len(found[True]) == 20
     assert found[False] == pytest.approx(found[True], rel=5e-3)
     assert found[False] != found[True]

@@ -25,7 +25,7 @@ def cells(tmp_path):
             path.mkdir()
             if examples is not None:
                 lines = [json.dumps({"loss": loss, "tokens": tokens}) for loss, tokens in examples]
-                (path / runs.HELD_OUT).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+                (path / runs.HELD_OUT_LOSSES).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
             cell = SimpleNamespace(dataset=dataset, seed=seed, benchmarks=[])
             found.append(collect.Result(cell, runs.Run(path, None, {"data": {"key": "ab12"}}), []))
         return found

@@ -32,7 +32,7 @@ def train(cell: grid.Cell, cfg: DictConfig) -> None:
     }
     (cell.path / "run.json").write_text(json.dumps(info))
     losses = [{"loss": (LOSS[cell.method] + 0.01 * cell.seed) * n, "tokens": n} for n in range(1, 31)]
-    (cell.path / runs.HELD_OUT).write_text("".join(json.dumps(line) + "\n" for line in losses))
+    (cell.path / runs.HELD_OUT_LOSSES).write_text("".join(json.dumps(line) + "\n" for line in losses))
     (cell.path / "lora").mkdir()
     (cell.path / "lora" / "adapter_config.json").write_text(json.dumps({"r": int(cell.method.rpartition("r")[2])}))
 
