@@ -1,15 +1,14 @@
 """Products of bfloat16 by float32: what a CPU with instructions for them gives, to the order of the sum."""
 
-import json
-
 import pytest
 import torch
 from torch import nn
 
-from scripts.cell import products, training
+from scripts.cell import products, runs, training
 from scripts.cell.products import InFloat32, quick_products
 from scripts.cell.settings import TrainerSettings
 from scripts.config import compose
+from tests.scripts.cell.test_training import metrics
 
 
 def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -58,9 +57,10 @@ def test_a_layer_under_autocast_multiplies_forward_and_backward_in_float32():
         assert torch.equal(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
 
 
-def on(monkeypatch, architecture: str, **features: bool) -> None:
-    """Let torch say that this machine has such a CPU."""
+def on(monkeypatch, architecture: str, *, gpu: bool = False, **features: bool) -> None:
+    """Let torch say that this machine has such a CPU, and perhaps a GPU."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": architecture, **features})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
 
 
 @pytest.mark.parametrize(
@@ -70,6 +70,7 @@ def on(monkeypatch, architecture: str, **features: bool) -> None:
         ("x86_64", {"avx512_bf16": True}, "bfloat16", False),
         ("x86_64", {"avx512_bf16": False}, "float32", False),
         ("aarch64", {"bf16": True}, "bfloat16", False),
+        ("x86_64", {"avx512_bf16": False, "gpu": True}, "bfloat16", False),
     ],
 )
 def test_it_depends_on_the_machine_and_the_type_alone(monkeypatch, architecture, features, dtype, emulated):
@@ -84,9 +85,8 @@ def test_a_run_has_the_same_losses_to_rounding(tiny, tmp_path, monkeypatch):
         on(monkeypatch, "x86_64", avx512_bf16=instructions)
         own = tiny(f"runs_dir={tmp_path / str(instructions)}", "method=mos", "method.equivalent_rank=4", *short)
         path = training.train(own)
-        lines = (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        found[instructions] = [loss for line in map(json.loads, lines) if (loss := line.get("loss"))]
-        assert json.loads((path / "run.json").read_text())["hardware"]["avx512_bf16"] is instructions
+        found[instructions] = [line["loss"] for line in metrics(path) if "loss" in line]
+        assert runs.load(path).info["hardware"]["avx512_bf16"] is instructions
     assert len(found[True]) == 20
     assert found[False] == pytest.approx(found[True], rel=5e-3)
     assert found[False] != found[True]
