@@ -4,8 +4,9 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from scripts.cell import runs, training
+from scripts.cell import training
 from scripts.cell.attention import use_products
+from tests.scripts.cell.test_training import metrics
 
 
 def outputs(checkpoint, dtype: torch.dtype, products: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -50,8 +51,7 @@ def test_twenty_steps_have_the_same_losses_to_rounding(tiny, tmp_path, method):
     found = {}
     for name, overrides in (("plain", plain), ("smol", [])):
         path = training.train(tiny(f"runs_dir={tmp_path / name}", *short, *method, *overrides))
-        lines = (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        found[name] = [loss for line in map(runs.json.loads, lines) if (loss := line.get("loss"))], path.name
+        found[name] = [line["loss"] for line in metrics(path) if "loss" in line], path.name
     (plain_losses, plain_key), (smol_losses, smol_key) = found["plain"], found["smol"]
     assert len(plain_losses) == 20
     assert smol_losses == pytest.approx(plain_losses, rel=5e-3)

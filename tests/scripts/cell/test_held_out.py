@@ -12,6 +12,7 @@ from data_prep.chat import IGNORED
 from data_prep.prepare import prepare
 from scripts.cell import base_model, runs, trainer, training
 from scripts.config import compose
+from tests.scripts.cell.test_training import metrics
 
 
 def lines(path):
@@ -102,8 +103,7 @@ def test_the_untrained_loss_is_measured_once_and_logged_by_every_cell(tiny, tmp_
     first, second = map(training.train, cfgs)
     assert seen.count(0) == 2  # eight examples, four at a time
     assert seen.count(12) == 4
-    lines = [[json.loads(line) for line in (p / "metrics.jsonl").read_text().splitlines()] for p in (first, second)]
-    losses = [[line["eval_loss"] for line in own if line["step"] == 0] for own in lines]
+    losses = [[line["eval_loss"] for line in metrics(p) if line["step"] == 0] for p in (first, second)]
     assert losses[0] == losses[1]
     assert len(losses[0]) == 1
 
