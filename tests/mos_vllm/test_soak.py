@@ -32,8 +32,8 @@ CLIENTS = 4
 MIB = 1 << 20
 # What memory may grow by: no more than the noise of some minutes; in half a minute caches still fill.
 ALLOWED = 5.0 if MINUTES >= 3 else 60.0  # MiB a minute
-# oneDNN keeps what it has compiled for the last 1,024 shapes of products, 100 MiB that mixed batches take an hour to
-# fill. With fewer it is full within a minute, and what still grows is a leak.
+# oneDNN keeps what it has compiled for the last 1,024 shapes of products, which mixed batches fill for longer than this
+# runs. With fewer it is full before the slope is taken, and what still grows is a leak.
 SHAPES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32"}
 
 
