@@ -28,16 +28,19 @@ setup:  ## build .venv with everything (a no-op when nothing changed); ENGINE=vl
 dev:  ## build .venv with the library and its tests alone: no vLLM, no Ray, no W&B
 	@PYTHON='$(PYTHON)' PY='$(PY)' scripts/setup.sh library
 
+# The fast tests side by side: a worker holds a torch, some 2 GB, and two threads each would slow each other.
+FAST = OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" -n logical --maxprocesses 4
+
 .PHONY: test test-all test-library lint
 test: lint  ## lint, types and the fast tests
-	$(PY) -m pytest -m "not slow"
-test-all: lint  ## also the slow tests (vLLM, kills, hostile programs)
-	$(PY) -m pytest
+	$(FAST)
+test-all: test  ## also the slow tests (vLLM, kills, hostile programs)
+	$(PY) -m pytest -m slow
 test-library: $(READY_LIBRARY)  ## lint, types and fast tests of mos alone; `make dev` is enough for it
 	$(PY) -m ruff check mos tests/mos
 	$(PY) -m ruff format --check mos tests/mos
 	$(PY) -m mypy mos
-	$(PY) -m pytest -m "not slow" tests/mos
+	$(FAST) tests/mos
 lint: $(READY)  ## ruff and mypy
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .

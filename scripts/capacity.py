@@ -3,7 +3,7 @@
 python -m scripts.capacity capacity=full profile=micro      (or `make capacity STUDY=full`)
 
 Stopped at any time, the same command goes on. It writes results/capacity/<model>/<study>.md, .csv, .svg and .png.
-`dry=true` trains nothing and renders what is finished.
+`dry=true` trains and writes nothing: it prints the page that the finished runs give.
 """
 
 from pathlib import Path
@@ -18,14 +18,19 @@ from scripts.study.settings import refuse
 @entry_point
 def main(cfg: DictConfig) -> None:
     refuse(given())
+    from scripts.study import plan
     from scripts.study.produce import finished, produce
-    from scripts.study.render import render
+    from scripts.study.render import markdown, render
     from scripts.study.runs import Store
 
     store = Store(given())
     store.check()
-    results = finished(store) if cfg.dry else produce(store, cfg.workers)
-    for path in render(store, results, Path(cfg.results_dir) / "capacity" / cfg.model.name):
+    if cfg.dry:
+        results = finished(store)
+        print(f"{len(results)} of some {plan.total(store.study, results)} runs are finished; nothing is written.\n")
+        print(markdown(store.study, results, store.model))
+        return
+    for path in render(store, produce(store, cfg.workers), Path(cfg.results_dir) / "capacity" / cfg.model.name):
         print(path)
 
 

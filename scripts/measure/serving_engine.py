@@ -1,7 +1,9 @@
 """One vLLM in a process of its own, and what the serving bench asks of it. Nothing is imported before it has to be."""
 
 import copy
+import ctypes
 import itertools
+import mmap
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -9,10 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, Self, TypeVar
 
+import numpy as np
+
 from scripts.cell.process import worker_pool
 
 P = ParamSpec("P")
 T = TypeVar("T")
+RETRIES = 100  # of taking a file out of the system's cache, 0.01 s apart
 SHORT = 16  # tokens of a prompt where the time of a single step is measured
 
 
@@ -110,7 +115,6 @@ def sampling(tokens: int) -> Any:
 
 def prompts(seed: int, count: int, tokens: int) -> Iterator[Any]:
     """Random tokens, the same in each engine."""
-    import numpy as np
     from vllm import TokensPrompt
 
     ids = np.random.default_rng(seed).integers(3, 500, (count, tokens)).tolist()
@@ -144,11 +148,31 @@ def operations(served: Served, folder: Path) -> int:
 
 
 def uncache(folder: Path) -> None:
-    """Take the files of an adapter out of the system's cache (Linux), which is memory that holds adapters too."""
+    """Take the files of an adapter out of the system's cache (Linux), which is memory that holds adapters too.
+
+    Raises:
+        OSError: the system keeps them in memory, as it does in a tmpfs.
+    """
     for path in folder.iterdir():
-        with path.open("rb") as file:
-            os.fdatasync(file.fileno())  # what has not been written yet would stay
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        for _ in range(RETRIES):  # pages that are just being written stay
+            with path.open("rb") as file:
+                os.fdatasync(file.fileno())  # what has not been written yet would stay
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            if not in_memory(path):
+                break
+            time.sleep(0.01)
+        else:
+            raise OSError(f"'{folder}' is kept in memory: name a folder on a disk with --cache-dir.")
+
+
+def in_memory(path: Path) -> bool:
+    """Whether any page of a file is in the system's cache (mincore). The question reads none, as a read would."""
+    mapped = np.memmap(path, np.uint8, "r")
+    pages = np.zeros(-(-mapped.size // mmap.PAGESIZE), np.uint8)
+    size = ctypes.c_size_t(mapped.size)
+    if ctypes.CDLL(None).mincore(mapped.ctypes.data_as(ctypes.c_void_p), size, pages.ctypes.data_as(ctypes.c_void_p)):
+        raise OSError(f"mincore fails for '{path}'.")
+    return bool((pages & 1).any())
 
 
 def into_slot(served: Served, folder: Path) -> float:

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
@@ -100,7 +100,6 @@ def test_marks_and_line_ends_of_editors_change_nothing(copied, name, change):
 CELLS = st.text(st.sampled_from('a",\n\r é'), max_size=8)
 
 
-@settings(deadline=None)
 @given(st.lists(st.lists(CELLS, min_size=6, max_size=6), min_size=1, max_size=4))
 def test_cells_come_back_as_they_were_written(tmp_path_factory, rows):
     """MMLU's own files end their rows in LF, and three cells of one file hold CRLF."""

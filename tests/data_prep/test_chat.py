@@ -135,7 +135,7 @@ def expected_loss(messages, eos):
     return text
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(pairs=CONVERSATION)
 def test_loss_is_on_the_replies_and_nowhere_else(pairs, byte_tokenizer):
     messages = chat(*pairs)
@@ -145,7 +145,7 @@ def test_loss_is_on_the_replies_and_nowhere_else(pairs, byte_tokenizer):
     assert labelled == expected_loss(messages, byte_tokenizer.eos_token)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(pairs=CONVERSATION, length=st.integers(1, 60))
 def test_labels_are_masked_or_the_ids_and_truncation_only_cuts(pairs, length, llama_tokenizer):
     full, cut = (encode(chat(*pairs), llama_tokenizer, limit) for limit in (None, length))

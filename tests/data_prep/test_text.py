@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.files import BrokenRow, Tally, csv_rows, decode, load_json, numbered_lines, usable
@@ -40,14 +40,12 @@ def saved(folder, name, content):
     return path
 
 
-@settings(deadline=None)
 @given(PLAIN.filter(lambda text: not text.startswith("\ufeff")), MARKS, LINE_ENDS)
 def test_text_reads_the_same_with_any_mark_and_any_line_end(folder, text, marks, end):
     path = saved(folder, "any.txt", marks + lines_as(text, end).encode())
     assert read_text(path) == with_newlines(text)
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.dictionaries(TEXT, TEXT, max_size=3), max_size=4),
     MARKS, LINE_ENDS, st.booleans(), st.booleans(), st.sampled_from(["any.jsonl", "any.jsonl.gz"]),
@@ -59,7 +57,6 @@ def test_jsonl_reads_the_same_with_any_mark_and_any_line_end(folder, rows, marks
     assert [decode(line) for _, line in numbered_lines(path)] == rows
 
 
-@settings(deadline=None)
 @given(st.recursive(TEXT, lambda child: st.lists(child, max_size=3) | st.dictionaries(TEXT, child, max_size=3)),
        MARKS, LINE_ENDS, st.booleans())  # fmt: skip
 def test_a_json_document_reads_the_same_with_any_mark_and_any_line_end(folder, document, marks, end, escaped):
@@ -67,7 +64,6 @@ def test_a_json_document_reads_the_same_with_any_mark_and_any_line_end(folder, d
     assert load_json(saved(folder, "any.json", marks + text.encode())) == document
 
 
-@settings(deadline=None)
 @given(st.lists(st.lists(PLAIN, min_size=1, max_size=4), max_size=4), MARKS, LINE_ENDS)
 def test_csv_reads_the_same_with_any_mark_and_any_line_end(folder, rows, marks, end):
     """A line end inside a quoted cell reads as one newline, whatever the file was saved with."""
@@ -82,7 +78,6 @@ def test_csv_places_count_lines(folder):
     assert list(csv_rows(path)) == [(f"{path}:2", ["a", "b\nc"]), (f"{path}:3", ["d", "e"])]
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=80), st.sampled_from(["any.x", "any.gz"]))
 def test_any_bytes_are_read_or_refused_in_one_sentence(folder, content, name):
     path = folder / name

@@ -171,7 +171,7 @@ def blocks_of_a_pool(draw):
     return pool, indices, [g if draw(st.booleans()) else None for g in grads]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(blocks_of_a_pool())
 def test_scattering_is_the_transpose_of_assembling(case):
     pool, indices, grads = case

@@ -18,7 +18,7 @@ def layouts(draw):
     return PoolLayout(blocks, e, shards, p, r), draw(st.integers(0, blocks - 1))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(layouts(), st.integers(0, 2**32))
 def test_indices_are_distinct_public_shards_then_the_own_private_ones(case, seed):
     layout, block = case
@@ -28,7 +28,7 @@ def test_indices_are_distinct_public_shards_then_the_own_private_ones(case, seed
     )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(layouts())
 def test_private_shards_partition_the_end_of_the_pool(case):
     layout, _ = case
@@ -86,7 +86,7 @@ def test_assemble_by_hand():
     assert assemble(pool, index).tolist() == [[5, 6, 1, 2], [3, 4, 3, 4]]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(layouts(), st.integers(1, 3), st.integers(0, 1000))
 def test_assemble_agrees_with_the_loops(case, width, seed):
     """Indices may repeat here, as those of an adapter from elsewhere might."""
@@ -119,7 +119,7 @@ def test_impossible_sizes(layout, sizes, message):
         layout.check("q", *sizes)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(layouts())
 def test_possible_sizes(case):
     layout, _ = case

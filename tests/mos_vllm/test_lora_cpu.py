@@ -48,7 +48,7 @@ def kernel(slots, ranks):
     seed=st.integers(0, 9),
     scale=st.sampled_from([1.0, 0.5]),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_each_token_gets_the_update_of_its_own_adapter(slots, ranks, known, seed, scale):
     a, b = stacked(seed, ranks, torch.float32)
     generator = torch.Generator().manual_seed(seed + 1)
@@ -59,7 +59,7 @@ def test_each_token_gets_the_update_of_its_own_adapter(slots, ranks, known, seed
 
 
 @given(slots=st.lists(st.integers(-1, SLOTS - 1), min_size=1, max_size=24), seed=st.integers(0, 9))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_two_halves_of_fully_sharded_lora_give_the_same(slots, seed):
     a, b = stacked(seed, [R] * SLOTS, torch.float32)
     x = torch.randn(len(slots), H, generator=torch.Generator().manual_seed(seed))
@@ -73,7 +73,7 @@ def test_the_two_halves_of_fully_sharded_lora_give_the_same(slots, seed):
 
 
 @given(slots=st.lists(st.integers(-1, SLOTS - 1), min_size=1, max_size=12), seed=st.integers(0, 9))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_logits_and_embeddings_of_tokens_without_an_adapter_are_left_alone(slots, seed):
     """vLLM's own kernel takes the last slot for them."""
     [a, _], [b, _] = stacked(seed, [R] * SLOTS, torch.float32)

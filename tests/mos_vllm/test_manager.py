@@ -99,7 +99,7 @@ def use(manager, adapter_id, number):
         max_size=25,
     )
 )
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
 def test_every_active_slot_holds_its_adapter_whatever_happens(store, steps):
     manager = make_manager(store)
     number = {adapter_id: adapter_id - 1 for adapter_id in range(1, PLAIN + 2)}

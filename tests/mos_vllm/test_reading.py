@@ -71,7 +71,7 @@ def refusal(folder, **kwargs):
     blocks=st.sampled_from([None, [0, 2], [3]]),
     alpha=st.sampled_from([16, 3.5]),
 )
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
 def test_an_adapter_is_the_product_of_the_factors_that_the_export_writes(
     tmp_path_factory, r, shards, private, random_scaling, dissociation, targets, blocks, alpha
 ):
@@ -212,7 +212,7 @@ def test_a_path_that_no_system_takes_is_refused(name):
 
 
 @given(position=st.integers(0, 3000), byte=st.integers(0, 255))
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 def test_a_damaged_header_never_raises_anything_else(saved, tmp_path_factory, position, byte):
     folder = shutil.copytree(saved, tmp_path_factory.mktemp("damaged") / "adapter")
     whole = bytearray((folder / WEIGHTS).read_bytes())

@@ -138,7 +138,7 @@ adapters = st.builds(
 @pytest.mark.parametrize("sharded", [False, True])
 @pytest.mark.parametrize(("tp", "rank"), [(1, 0), (2, 0), (2, 1), (4, 3)])
 @given(first=adapters, second=adapters, slot=st.integers(0, SLOTS - 1))
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, suppress_health_check=list(HealthCheck))
 def test_a_slot_holds_what_vllm_writes_layer_by_layer(sharded, tp, rank, first, second, slot):
     """Two adapters in turn, so that nothing of the first is left under a second that leaves layers out."""
     expected, packed = lora_modules(3, tp, rank, sharded)

@@ -1,7 +1,7 @@
 """The device store against a slow model of it: contents, order of leaving, pinning, no lost room."""
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mos_vllm.held import ALIGNMENT
@@ -19,7 +19,6 @@ def content(adapter, cells):
     st.lists(st.tuples(st.sampled_from(["use", "use", "use", "pin", "drop"]), st.integers(0, 9)), max_size=60),
     st.booleans(),
 )
-@settings(deadline=None)
 def test_contents_are_whole_and_the_least_recently_used_leave(cells, steps, equal):
     store = DeviceStore(cells * ALIGNMENT, CPU)
     size = {adapter: 1 if equal else 1 + adapter % 4 for adapter in range(10)}

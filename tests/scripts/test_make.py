@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
@@ -25,7 +25,6 @@ ODD = [
 
 
 @given(FOLDERS | st.text("\\${}'\"", min_size=1))
-@settings(deadline=None)
 def test_any_text_comes_out_of_hydras_grammar_as_it_was(folder: str) -> None:
     value = OverridesParser.create().parse_override(f"data={handed.quoted(folder)}").value()
     assert OmegaConf.create({"data": str(value)}).data == folder

@@ -45,14 +45,13 @@ def test_a_whole_character_and_then_a_cut_one() -> None:
     assert streamed(TOKENIZERS["llama"], [1, 259], [*BENGALI, CUT, 260]) == "কa"
 
 
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 @given(st.sampled_from(list(TOKENIZERS)), TOKENS, TOKENS)
 def test_any_tokens_become_text(name: str, prompt: list[int], new: list[int]) -> None:
     text = streamed(TOKENIZERS[name], prompt, new)
     assert text.encode().decode() == text  # no half of a surrogate pair, which no file takes
 
 
-@settings(deadline=None)
 @given(st.text(st.sampled_from("aA ক"), max_size=20))
 def test_what_is_whole_is_kept_whole(text: str) -> None:
     tokenizer = TOKENIZERS["llama"]
@@ -61,7 +60,7 @@ def test_what_is_whole_is_kept_whole(text: str) -> None:
 
 
 @pytest.mark.slow  # importing vLLM takes 20 s
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 @given(st.sampled_from(list(TOKENIZERS)), TOKENS, TOKENS)
 def test_vllm_streams_the_same_text(name: str, prompt: list[int], new: list[int]) -> None:
     vllm = pytest.importorskip("vllm")

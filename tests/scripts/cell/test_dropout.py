@@ -56,7 +56,7 @@ def test_modules_and_calls_draw_masks_of_their_own() -> None:
         assert within(int((gone[one] & gone[other]).sum()), N, 0.01)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     shape=st.lists(st.integers(0, 7), max_size=4),
     p=st.floats(0.01, 0.99),

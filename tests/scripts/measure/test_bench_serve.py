@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from scripts import bench_serve
-from scripts.measure import serving_table
+from scripts.measure import serving_engine, serving_table
 from scripts.measure.serving_bench import Measured, Sizes, exact, in_turns, neighbours, percentiles, zipf
-from scripts.measure.serving_engine import uncache
+from scripts.measure.serving_engine import in_memory, uncache
 from scripts.measure.serving_inputs import name_again
 from scripts.measure.training import Ratio
 
@@ -121,25 +121,34 @@ def test_a_second_name_has_the_same_files(tmp_path):
     assert (tmp_path / "b" / "file").samefile(tmp_path / "a" / "file")
 
 
-def in_memory(file):
-    """Whether the system has the file's beginning in memory: one that has to wait for the disk says so."""
-    with file.open("rb") as opened:
-        try:
-            return bool(os.preadv(opened.fileno(), [bytearray(1)], 0, os.RWF_NOWAIT))
-        except BlockingIOError:
-            return False
-
-
-def test_uncached_files_are_whole_and_read_from_the_disk(tmp_path):
-    kind = subprocess.run(["stat", "-f", "-c", "%T", tmp_path], capture_output=True, text=True).stdout.strip()
-    if kind in ("tmpfs", "ramfs", "overlayfs"):
-        pytest.skip(f"files of {kind} are in memory, or cannot be asked whether they are")
+def test_uncached_files_are_whole_and_not_in_memory(tmp_path):
     content, file = os.urandom(1 << 20), tmp_path / "file"
     file.write_bytes(content)
     assert in_memory(file)
-    uncache(tmp_path)
+    try:
+        uncache(tmp_path)
+    except OSError as error:
+        pytest.skip(str(error))
     assert not in_memory(file)
     assert file.read_bytes() == content and in_memory(file)
+
+
+def test_files_that_stay_in_memory_are_refused_before_an_engine_starts(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(os, "posix_fadvise", lambda *_: None)
+    monkeypatch.setattr(bench_serve, "Bench", None)
+    with pytest.raises(SystemExit) as stopped:
+        bench_serve.main(["cold", "--out", str(tmp_path / "out"), "--cache-dir", str(tmp_path / "cache")])
+    assert stopped.value.code == 2
+    assert "is kept in memory: name a folder on a disk with --cache-dir." in capsys.readouterr().err
+    assert not (tmp_path / "out").exists() and not list((tmp_path / "cache").iterdir())
+
+
+def test_a_file_that_is_being_written_is_waited_for(tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(b"x")
+    answers = iter([True, True, False])
+    monkeypatch.setattr(serving_engine, "in_memory", lambda _: next(answers))
+    uncache(tmp_path)
+    assert list(answers) == []
 
 
 @pytest.mark.slow

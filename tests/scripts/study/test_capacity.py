@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from scripts import make
+from scripts import capacity, make
 from scripts.config import ROOT
 from scripts.study.runs import Store
 from scripts.variables import overrides
@@ -76,6 +76,17 @@ def test_what_is_wrong_is_one_sentence(
     said = ended(monkeypatch, *places, *given)
     assert said.startswith(sentence)
     assert "\n" not in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_study_writes_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = [f"{name}_dir={tmp_path / name}" for name in ("runs", "results", "cache")]
+    monkeypatch.setattr(sys, "argv", ["capacity", "profile=micro", "capacity=quick", "dry=true", *places])
+    capacity.main()
+    printed = capsys.readouterr().out
+    assert printed.startswith("0 of some 52 runs are finished; nothing is written.\n\n# Facts stored per trainable")
     assert not list(tmp_path.iterdir())
 
 
