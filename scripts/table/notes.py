@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -95,9 +95,9 @@ def _versions(counts: Mapping[str, int]) -> str:
 
 
 def differences(cfg: DictConfig) -> list[str]:
-    """The settings of training and evaluation in which `cfg` is not the paper profile."""
-    paper = compose(["profile=paper", f"table={cfg.table.name}"])
-    ours, theirs = _flat(cfg), _flat(paper)
+    """The settings of training, and of evaluation on the benchmarks of `cfg`, in which it is not the paper profile."""
+    paper, shown = compose(["profile=paper", f"table={cfg.table.name}"]), shown_benchmarks(cfg)
+    ours, theirs = _flat(cfg, shown), _flat(paper, shown)
     if cfg.rates is not None:  # there is a note on it
         ours[SETTING] = theirs[SETTING]
     return [
@@ -116,8 +116,7 @@ def times(found: Sequence[Result]) -> dict[str, Any]:
     }
 
 
-def _flat(cfg: DictConfig) -> dict[str, Any]:
-    shown = shown_benchmarks(cfg)
+def _flat(cfg: DictConfig, shown: Collection[str]) -> dict[str, Any]:
     found: dict[str, Any] = {"limit": cfg.limit or "all"}
     for section in COMPARED:
         found |= _leaves(section, OmegaConf.to_container(cfg[section], resolve=True))

@@ -49,5 +49,10 @@ def test_the_notes_name_what_is_not_the_paper_s():
     assert not [line for line in found if "steps" in line and "max_steps" not in line]
 
 
+def test_benchmarks_that_a_narrower_table_leaves_out_are_no_difference():
+    found = notes.differences(compose(["profile=smol", "table=table1", "datasets=[code_alpaca]"]))
+    assert {line.split(".")[1] for line in found if line.startswith("benchmark.")} == {"humaneval"}
+
+
 def test_the_paper_s_profile_has_nothing_to_say():
     assert notes.differences(compose(["profile=paper", "table=table2"])) == []
