@@ -169,8 +169,8 @@ def foreign(folder: Path, config: dict[str, Any]) -> str | None:
 
 
 def leaves(name: str) -> bool:
-    """Whether a name leads out of a folder, or is a second name of what is in it."""
-    return "\0" in name or name.startswith(("/", "..")) or os.path.normpath(name) != name
+    """Whether a name leads out of a folder, is the folder itself, or a second name of what is in it."""
+    return "\0" in name or name == "." or name.startswith(("/", "..")) or os.path.normpath(name) != name
 
 
 def named_folder(root: Path, name: str) -> Path | None:

@@ -8,18 +8,16 @@ to docs/performance.md, unless another folder is named for the results.
 """
 
 import argparse
-import mmap
 import os
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from data_prep.storage import write_text
 from eval.engines.environment import ALWAYS, cpu_environment
 from scripts.config import ROOT
 from scripts.measure.serving_bench import Bench, Sizes
-from scripts.measure.serving_engine import uncache
+from scripts.measure.serving_engine import try_uncaching
 from scripts.measure.serving_figures import FIGURES
 from scripts.measure.serving_table import described, filled, once, table
 
@@ -52,14 +50,6 @@ def main(arguments: list[str] | None = None) -> None:
     block = f"{described(sizes)}\n\n{table(rows)}"
     if given.out == PUBLISHED and not given.figures:
         write_text(PAGE, filled(PAGE.read_text(encoding="utf-8"), block))
-
-
-def try_uncaching(folder: Path) -> None:
-    """As `uncache`, with a file of our own, before anything is spent."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=folder) as probe:
-        (Path(probe) / "file").write_bytes(bytes(mmap.PAGESIZE))
-        uncache(Path(probe))
 
 
 if __name__ == "__main__":

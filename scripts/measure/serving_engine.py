@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Concatenate, NamedTuple, ParamSpec, Self, TypeVar
 
 import numpy as np
@@ -163,6 +164,14 @@ def uncache(folder: Path) -> None:
             time.sleep(0.01)
         else:
             raise OSError(f"'{folder}' is kept in memory: name a folder on a disk with --cache-dir.")
+
+
+def try_uncaching(folder: Path) -> None:
+    """As `uncache`, with a file of our own, before anything is spent."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder) as probe:
+        (Path(probe) / "file").write_bytes(bytes(mmap.PAGESIZE))
+        uncache(Path(probe))
 
 
 def in_memory(path: Path) -> bool:

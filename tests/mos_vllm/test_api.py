@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
@@ -217,6 +217,7 @@ def test_a_name_cannot_leave_its_folder_or_be_a_second_name(models, root, name):
 
 
 @given(st.text(st.characters(), max_size=12))
+@example(".")
 @settings(max_examples=200, suppress_health_check=list(HealthCheck))
 def test_no_name_leads_out_of_the_folder(root, name):
     folder = found_folder(root, name)

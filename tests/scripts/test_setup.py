@@ -275,7 +275,7 @@ def test_the_librarys_target_needs_the_library_only(machine: Machine) -> None:
     machine.run("make", "dev")
     assert machine.run("make", "test-library").returncode == 0
     assert machine.installs == []
-    assert machine.commands[-1] == "-m pytest -m not slow tests/mos"
+    assert machine.commands[-1] == "-m pytest -m not slow -n logical --maxprocesses 4 tests/mos"
 
 
 def test_an_environment_of_your_own_is_not_touched_unasked(machine: Machine) -> None:
