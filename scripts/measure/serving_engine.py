@@ -155,9 +155,9 @@ def uncache(folder: Path) -> None:
         OSError: the system keeps them in memory, as it does in a tmpfs.
     """
     for path in folder.iterdir():
-        for _ in range(RETRIES):  # pages that are just being written stay
+        for _ in range(RETRIES):
             with path.open("rb") as file:
-                os.fdatasync(file.fileno())  # what has not been written yet would stay
+                os.fdatasync(file.fileno())  # what has not been written yet would stay, as does what is being written
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             if not in_memory(path):
                 break
@@ -170,7 +170,7 @@ def try_uncaching(folder: Path) -> None:
     """As `uncache`, with a file of our own, before anything is spent."""
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder) as probe:
-        (Path(probe) / "file").write_bytes(bytes(mmap.PAGESIZE))
+        (Path(probe) / "file").write_bytes(b"x")
         uncache(Path(probe))
 
 
