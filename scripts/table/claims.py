@@ -3,13 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from omegaconf import DictConfig
 
 from scripts.config import compose
 from scripts.markdown import pipe_table
 from scripts.table import collect, grid, schema, statistics
 from scripts.table.produce import evaluate_missing
-from scripts.table.render import NAMES, number
+from scripts.table.render import NAMES, ends, number
 from scripts.table.summary import AVERAGE, LOSS, Entry, better, comparable, difference, strata
 
 MEASURES = (AVERAGE, LOSS)
@@ -60,6 +61,8 @@ class Outcome:
             return "cannot tell: one seed says nothing of others"
         if self.found.nonzero == 0:  # as where no row solves any item
             return "cannot tell: the two rows differ on no item"
+        if np.isnan(self.found.interval).any():
+            return "cannot tell: the two rows differ by the same on every item"
         sign = -1 if (self.measure == LOSS) != (self.claim.relation == "lower") else 1
         margin = self.claim.margin.get(self.measure, 0.0)
         low, high = sorted(sign * end + margin for end in self.found.interval)
@@ -118,9 +121,8 @@ def _line(outcome: Outcome, judged: bool) -> list[str]:
     compared = f"{' '.join(claim.row)} against {' '.join(claim.than)}"
     cells = [claim.text, compared, NAMES[measure], "-", "-", "-"]
     if found is not None:
-        low, high = (number(end, measure, "+") for end in found.interval)
         by_seed = ", ".join(number(value, measure, "+") for value in outcome.per_seed)
-        cells[3:] = [number(found.mean, measure, "+"), f"{low} to {high}", by_seed]
+        cells[3:] = [number(found.mean, measure, "+"), ends(*found.interval, measure), by_seed]
     return [*cells, outcome.verdict] if judged else cells
 
 

@@ -14,7 +14,7 @@ from scripts.table import render
 from scripts.table.figures import FIGURES, Mark, bars, legend, loss_curve, scatter, styles_of
 from scripts.table.grid import Row
 from scripts.table.paper import printed_point
-from scripts.table.summary import AVERAGE, reported
+from scripts.table.summary import AVERAGE, drawn, reported
 from scripts.table.written import Table, Trained, labels, load_tables, load_trained
 
 
@@ -72,9 +72,7 @@ def _measured(table: Table, rows: Sequence[Row]) -> list[Mark]:
     for row in rows:
         best = reported(table.summary, row)
         if not best.empty and not pd.isna(best.loc[AVERAGE, "value"]):
-            line = best.loc[AVERAGE]
-            params = None if pd.isna(line.params) else float(line.params)
-            points.append((row, params, float(line.value), float(line.ci_low), float(line.ci_high)))
+            points.append((row, *drawn(best.loc[AVERAGE])))
     return points
 
 

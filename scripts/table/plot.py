@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from scripts.table.figures import scale_parameters
 from scripts.table.grid import Row
 from scripts.table.paper import printed_point
-from scripts.table.summary import AVERAGE, reported
+from scripts.table.summary import AVERAGE, drawn, reported
 
 Point = tuple[dict[str, Any], float | None, float, float, float]  # style, parameters, average, its interval's ends
 
@@ -44,9 +44,7 @@ def _measured(rows: Sequence[Row], styles: Sequence[dict[str, Any]], summary: pd
     for row, style in zip(rows, styles, strict=True):
         best = reported(summary, row)
         if not best.empty and not pd.isna(best.loc[AVERAGE, "value"]):
-            line = best.loc[AVERAGE]
-            params = None if pd.isna(line["params"]) else float(line["params"])
-            found.append((style, params, line["value"], line["ci_low"], line["ci_high"]))
+            found.append((style, *drawn(best.loc[AVERAGE])))
     return found
 
 

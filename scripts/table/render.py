@@ -125,13 +125,18 @@ def interval_notes(summary: pd.DataFrame) -> list[str]:
     ran = summary[summary.won.astype(bool) & summary.value.notna()]
     if ran.empty:
         return []
+    equal = " No interval where all items have the same score: nothing shows how they vary." if _no_spread(ran) else ""
     if ran.seeds.max() == 1:
         return [
             "One seed: the intervals and tests are over the items alone. They know nothing of how seeds vary, and "
-            "another seed may order the rows differently."
+            f"another seed may order the rows differently.{equal}"
         ]
     alone = " Rows without ± have one seed: their intervals are over the items alone." if ran.seeds.min() == 1 else ""
-    return [f"Intervals and tests are over seeds and items together.{alone}"]
+    return [f"Intervals and tests are over seeds and items together.{alone}{equal}"]
+
+
+def _no_spread(ran: pd.DataFrame) -> bool:
+    return bool((ran.ci_low.isna() & (ran.n_items > 1)).any())
 
 
 def _comparison_notes(summary: pd.DataFrame) -> list[str]:
@@ -152,7 +157,7 @@ def _comparison_notes(summary: pd.DataFrame) -> list[str]:
 def _comparison(names: tuple[str, str], lines: pd.DataFrame) -> str:
     parts = [
         f"{NAMES[line.column].rstrip(' ↓')} {number(line.difference, line.column, '+')} "
-        f"({number(line.difference_low, line.column, '+')} to {number(line.difference_high, line.column, '+')}), "
+        f"({ends(line.difference_low, line.difference_high, line.column)}), "
         f"adjusted p {'= ' if line.p_holm >= 0.001 else '< '}{max(line.p_holm, 0.001):.3f}"
         for line in lines.itertuples()
     ]
@@ -176,6 +181,11 @@ def candidate_notes(rows: Sequence[Row], summary: pd.DataFrame) -> list[str]:
 def number(value: float, column: str = AVERAGE, sign: str = "-") -> str:
     """A score, a loss or a difference as text; sign: "+" shows it also where it is positive."""
     return "-" if pd.isna(value) else f"{value:{sign}.{DIGITS if column == LOSS else 2}f}"
+
+
+def ends(low: float, high: float, column: str) -> str:
+    """The interval of a difference as text."""
+    return "no interval" if pd.isna(low) else f"{number(low, column, '+')} to {number(high, column, '+')}"
 
 
 def csv(table: str, summary: pd.DataFrame, entries: Mapping[str, Entry], paper: pd.DataFrame) -> str:

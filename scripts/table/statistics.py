@@ -20,6 +20,7 @@ from statsmodels.stats.multitest import multipletests
 
 LEVEL = 0.05
 SMALLEST = 1e-12  # no p-value is looked for below
+ROUNDING = 1e-9  # of a mean: what is shorter is no interval
 MIN_STRATUM = 10  # fewer items than that within a task do not tell their own spread
 MANY = 1000  # seeds; nobody trains more
 
@@ -48,9 +49,13 @@ class Estimate:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95% interval: over seeds and items, or over items alone if there is one seed. nan for one item."""
+        """The 95% interval: over seeds and items, or over items alone if there is one seed.
+
+        nan for one item, and where all scores are the same: nothing then shows how they vary. None of 16 items solved
+        does not mean that none would ever be.
+        """
         half = self.half_width(LEVEL, self.seeds)
-        return self.mean - half, self.mean + half
+        return (self.mean - half, self.mean + half) if half > ROUNDING * abs(self.mean) else (np.nan, np.nan)
 
     def half_width(self, level: float, seeds: int) -> float:
         """Half of the interval that leaves out the mean in a share `level` of all cases, with so many seeds.

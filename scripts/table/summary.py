@@ -100,7 +100,8 @@ def _line(
     if per_seed.empty:  # its cells failed, or did not record it
         return line | UNKNOWN | UNCOMPARED
     value, std = statistics.spread(list(per_seed))
-    low, high = statistics.estimate(pick(items_of(column, entry))).interval
+    found = statistics.estimate(pick(items_of(column, entry)))
+    low, high = np.clip(found.interval, 0.0, np.inf if column == LOSS else 100.0)  # no score is outside
     line |= {"value": value, "std": std, "ci_low": low, "ci_high": high}
     if base is None or base is entry or not comparable(entry, base, column):
         return line | UNCOMPARED
@@ -152,6 +153,13 @@ def difference(entry: Entry, base: Entry, column: str) -> Items:
 def is_better(difference: float, column: str) -> bool:
     """Whether a difference of this sign is a gain: of a loss, a negative one."""
     return difference < 0 if column == LOSS else difference > 0
+
+
+def drawn(line: pd.Series) -> tuple[float | None, float, float, float]:
+    """Parameters, value and the ends of its interval of a line of the summary; the value where it has no interval."""
+    value = float(line["value"])
+    low, high = (value if pd.isna(end) else float(end) for end in (line["ci_low"], line["ci_high"]))
+    return None if pd.isna(line["params"]) else float(line["params"]), value, low, high
 
 
 def reported(summary: pd.DataFrame, row: Row) -> pd.DataFrame:

@@ -72,6 +72,13 @@ def test_one_seed_cannot_judge_the_method():
 def test_rows_that_differ_on_no_item_cannot_be_judged(relation):
     outcome = claims.Outcome(claim(relation), AVERAGE, estimate([np.zeros((3, 16))]), [0.0, 0.0, 0.0])
     assert outcome.verdict == "cannot tell: the two rows differ on no item"
+    assert "| +0.00 | no interval | +0.00, +0.00, +0.00 |" in claims.render_claims([outcome], "smol", [0, 1, 2], None)
+
+
+@pytest.mark.parametrize("relation", ["higher", "lower", "reaches"])
+def test_rows_that_differ_by_the_same_on_every_item_cannot_be_judged(relation):
+    outcome = claims.Outcome(claim(relation), AVERAGE, estimate([np.full((3, 16), 33.3)]), [33.3] * 3)
+    assert outcome.verdict == "cannot tell: the two rows differ by the same on every item"
 
 
 def outcome_of(spread, items, gain, measure=AVERAGE, relation="higher"):

@@ -265,3 +265,23 @@ def test_a_failed_cell_is_a_dash_and_the_average_too(entries: dict[str, Entry], 
 
 def test_no_profile_writes_its_tables_over_the_paper_s_numbers() -> None:
     assert PRINTED not in [ROOT / "results" / profile for profile in choices("profile")]
+
+
+def test_equal_scores_show_no_interval_and_say_why(paper: pd.DataFrame) -> None:
+    found = {name: entry(name, 4, 0, 0) for name in ("lora_r2", "mos_r4")}
+    summary = summarise(ROWS, COLUMNS, found, PER_TASK)
+    text = render.markdown("T", ROWS, COLUMNS, summary, paper, HEAD, [])
+    assert "| LoRA | 4 (of 2) | - | - | - | - | - |" in text.split("## 95% confidence intervals")[1]
+    assert "No interval where all items have the same score: nothing shows how they vary." in text
+    assert "Avg. +0.00 (no interval), adjusted p = 1.000" in text
+    assert plot("T", ROWS, summary, paper).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("first", "others", "limits"), [(100.0, 0.0, (0, 3)), (0.0, 100.0, (97, 100))])
+def test_no_interval_leaves_the_scale(first: float, others: float, limits: tuple[float, float]) -> None:
+    """One of 100 items is right, or wrong: the score give or take 2 points would reach below 0, or above 100."""
+    found = entry("mos_r4", 4, 0, 0)
+    found.items["bbh"][("bbh", 0)] = np.r_[first, np.full(99, others)]
+    line = summarise(ROWS, COLUMNS, {"mos_r4": found}, set()).query("column == 'bbh'").iloc[0]
+    assert limits[0] <= line.ci_low < line.ci_high <= limits[1]
+    assert (line.ci_low, line.ci_high)[others > 0] == others

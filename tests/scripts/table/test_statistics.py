@@ -62,9 +62,9 @@ def test_the_variances_are_those_of_the_crossed_model() -> None:
 
 def test_stratified_interval_leaves_out_the_spread_between_tasks() -> None:
     tasks = np.repeat(["easy", "hard"], 200)
-    values = np.where(tasks == "easy", 100.0, 0.0)[None]
+    values = np.where(tasks == "easy", 100.0, 0.0)[None] + np.tile([-1.0, 1.0], 200)
     stratified = statistics.estimate(statistics.strata(values, tasks, per_task=True))
-    assert stratified.interval == pytest.approx((50.0, 50.0))
+    assert stratified.interval == pytest.approx((50.0, 50.0), abs=0.2)
     low, high = statistics.estimate(statistics.strata(values, tasks, per_task=False)).interval
     assert high - low > 5
 
@@ -72,6 +72,18 @@ def test_stratified_interval_leaves_out_the_spread_between_tasks() -> None:
 def test_the_interval_of_one_item_is_unknown() -> None:
     found = statistics.estimate([np.array([[100.0], [50.0]])])
     assert all(np.isnan(bound) for bound in (*found.interval, found.p_value))
+
+
+@pytest.mark.parametrize("score", [0.0, 100.0, 33.3])
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_equal_scores_tell_no_interval(score: float, seeds: int) -> None:
+    found = statistics.estimate([np.full((seeds, 16), score)])
+    assert found.mean == pytest.approx(score)
+    assert np.isnan(found.interval).all()
+
+
+def test_rows_that_differ_on_no_item_are_certainly_not_different() -> None:
+    assert statistics.estimate([np.zeros((3, 16))]).p_value == 1.0
 
 
 @pytest.mark.parametrize("seeds", [1, 3, 5])
