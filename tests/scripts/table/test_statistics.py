@@ -64,7 +64,10 @@ def test_stratified_interval_leaves_out_the_spread_between_tasks() -> None:
     tasks = np.repeat(["easy", "hard"], 200)
     values = np.where(tasks == "easy", 100.0, 0.0)[None] + np.tile([-1.0, 1.0], 200)
     stratified = statistics.estimate(statistics.strata(values, tasks, per_task=True))
-    assert stratified.interval == pytest.approx((50.0, 50.0), abs=0.2)
+    half = t.ppf(0.975, 398) * np.sqrt(
+        2 * 0.5**2 / 199
+    )  # each task has half of the weight, and items 1 point from its mean
+    assert stratified.interval == pytest.approx((50.0 - half, 50.0 + half))
     low, high = statistics.estimate(statistics.strata(values, tasks, per_task=False)).interval
     assert high - low > 5
 
