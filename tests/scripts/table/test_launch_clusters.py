@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 TRAIN = """
 import sys
+from scripts.config import compose
 from scripts.table import grid
 from scripts.table import produce as tables
 cfg = compose(sys.argv[1:])
