@@ -15,7 +15,7 @@ MOST_SEEDS = 1000  # beyond that a difference is none
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over `count` seeds and its 95% interval; the ends are nan for a single seed, all is nan for none."""
+    """A mean over `count` seeds and its 95% interval; its ends are nan if there is none, all is nan without seeds."""
 
     mean: float
     low: float
@@ -29,8 +29,12 @@ class Estimate:
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Mean and Student's t interval. Seeds are few: a percentile bootstrap of five covers about 82%."""
-    if len(values) < 2:
+    """Mean and Student's t interval. Seeds are few: a percentile bootstrap of five covers about 82%.
+
+    No interval for one seed, nor for seeds that all give the same value (a full row, a rank beyond the curve): nothing
+    then shows how they vary.
+    """
+    if len(set(values)) < 2:
         return Estimate(values[0] if values else nan, nan, nan, len(values))
     numbers = np.asarray(values, dtype=float)
     half = stats.t.ppf((1 + LEVEL) / 2, len(numbers) - 1) * stats.sem(numbers)
@@ -58,13 +62,19 @@ def seeds_needed(differences: Sequence[float]) -> int | None:
 
 
 def equal_rank(ranks: Sequence[int], stored: Sequence[float], target: float) -> float:
-    """The rank at which LoRA stores `target`, between two measured ranks in a line over the logarithm of the rank.
+    """The lowest rank at which LoRA stores `target`, between measured ranks in a line over the logarithm of the rank.
 
-    ranks: rising;  stored: what LoRA stores at each, made to rise where it falls
+    ranks: rising;  stored: what LoRA stores at each, made to rise where it falls. Ranks that add nothing count for
+        nothing: where LoRA 8 holds all facts, a row that does too equals LoRA 8 and not LoRA 64.
     returns the lowest or the highest rank for a target outside the curve: at most, or at least, so much
     """
     curve = np.maximum.accumulate(np.asarray(stored, dtype=float))
-    return float(2 ** np.interp(target, curve, np.log2(ranks)))
+    logs = np.log2(ranks)
+    above = int(np.searchsorted(curve, target))  # the first rank that stores as much
+    if above in (0, len(curve)):
+        return float(ranks[min(above, len(curve) - 1)])
+    beside = slice(above - 1, above + 1)
+    return float(2 ** np.interp(target, curve[beside], logs[beside]))
 
 
 def parity(ranks: Sequence[int], stored: Sequence[Sequence[float]], targets: Sequence[float]) -> Estimate:

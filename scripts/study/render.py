@@ -67,7 +67,8 @@ def markdown(study: StudySettings, results: Results, model: str) -> str:
 ROWS = ["Row", "Parameters", "Rate", "Rates tried", "Seeds", "Recall, %", "Stored, %", "Bits per parameter"]
 ROWS_NOTE = (
     "Mean and 95% interval over seeds (Student's t). The rate was chosen on a seed of its own; * the best one tried is "
-    "the last of its grid. Stored: of the bits of all facts. A row without an interval has fewer than two seeds."
+    "the last of its grid. Stored: of the bits of all facts. A row without an interval has fewer than two seeds, or "
+    "the same value for all."
 )
 PARITY = ["Row", "Equals LoRA of rank", "95% interval", "Times its own budget", "The paper", "Verdict", "Seeds"]
 CLAIMS = ["Claim", "Compared", "Difference in stored, points", "95% interval", "By seed", "Verdict", "Seeds needed"]

@@ -34,6 +34,14 @@ def test_one_seed_has_no_interval_and_decides_nothing() -> None:
     assert isnan(intervals.estimate([]).mean)
 
 
+@pytest.mark.parametrize("value", [100.0, 0.1, 0.0])
+def test_seeds_that_agree_have_no_interval_and_decide_nothing(value: float) -> None:
+    """Full rows agree on every seed; so do rows that store nothing. 0.1 is no exact binary number."""
+    same = intervals.estimate([value] * 3)
+    assert (same.mean, same.count, same.known) == (value, 3, False)
+    assert intervals.verdict(same) == "cannot tell"
+
+
 @pytest.mark.parametrize(
     ("values", "says"),
     [([1.0, 1.1, 0.9], "holds"), ([-1.0, -1.1, -0.9], "does not hold"), ([1.0, -1.1, 0.5], "cannot tell")],
@@ -64,10 +72,26 @@ def test_the_rank_of_a_curve_is_found_again(rank: float) -> None:
     assert intervals.equal_rank(RANKS, stored, 3 + 2 * np.log2(rank)) == pytest.approx(rank)
 
 
-def test_outside_the_curve_its_ends_are_returned() -> None:
-    stored = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+@pytest.mark.parametrize("stored", [[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [1.0, 2.0, 6.0, 6.0, 6.0, 6.0]])
+def test_outside_the_curve_its_ends_are_returned(stored: list[float]) -> None:
     assert intervals.equal_rank(RANKS, stored, 0.5) == 1
     assert intervals.equal_rank(RANKS, stored, 7.0) == 64
+
+
+def test_a_full_row_equals_the_first_full_rank() -> None:
+    """With so few facts that LoRA 4 holds all of them, MoS does not become worth LoRA 64."""
+    assert intervals.equal_rank(RANKS, [40.0, 80.0, 100.0, 100.0, 100.0, 100.0], 100.0) == 4
+
+
+@given(st.lists(st.integers(0, 6), min_size=6, max_size=6), st.integers(0, 24))
+def test_the_rank_is_the_lowest_that_stores_as_much(stored: list[int], quarters: int) -> None:
+    """Against a walk along the curve in small steps."""
+    target = quarters / 4
+    risen = np.maximum.accumulate(stored)
+    logs = np.linspace(0, 6, 6001)
+    enough = np.interp(logs, np.log2(RANKS), risen) >= target - 1e-9
+    expected = logs[enough.argmax()] if enough.any() else 6.0
+    assert np.log2(intervals.equal_rank(RANKS, stored, target)) == pytest.approx(expected, abs=0.002)
 
 
 def test_a_curve_that_falls_is_made_to_rise() -> None:
