@@ -1,9 +1,9 @@
 """Runs a command of this folder with the variables of `make` as its overrides.
 
-    DATA='my data' SEEDS=0,1 python -m scripts.make tables table=table2
+    MAKE_DATA='my data' MAKE_SEEDS=0,1 python -m scripts.make tables table=table2
 
 is `python -m scripts.tables table=table2 'data="my data"' seeds=[0,1]`. The Makefile hands its variables over in the
-environment, so that no shell and no grammar reads what stands in them.
+environment under these names, so that no shell and no grammar reads what stands in them.
 """
 
 import os
