@@ -17,11 +17,12 @@ from scripts.table.experiment import results_folder
 
 @entry_point
 def main(cfg: DictConfig) -> None:
-    given = [override for override in shared_overrides(cfg) if not override.startswith("table=")]
+    shared = shared_overrides(cfg)
+    common = [override for override in shared if override.partition("=")[0] not in ("table", "model")]
     tables = [name for name in choices("table") if "claims" in OmegaConf.load(CONFIGS / "table" / f"{name}.yaml")]
-    outcomes = [outcome for table in tables for outcome in outcomes_of([*given, f"table={table}"])]
+    outcomes = [outcome for table in tables for outcome in outcomes_of([*common, f"table={table}"])]
     text = render_claims(outcomes, cfg.profile, cfg.seeds, cfg.no_verdicts)
-    path = results_folder(cfg, given) / "claims.md"
+    path = results_folder(cfg, common) / "claims.md"
     storage.write_text(path, text)
     print(f"{text}\n{path}")
 

@@ -120,11 +120,16 @@ def shared_overrides(cfg: DictConfig) -> list[str]:
 
     Raises ValueError for an override that each cell chooses for itself, naming the key that is meant.
     """
+    refuse_lost(given(), MEANT, str(cfg.table.model))
+    return [*given(), model_of_table(cfg)]
+
+
+def model_of_table(cfg: DictConfig) -> str:
+    """The override by which the profile gives the table its model. Raises ValueError for one that it does not have."""
     role = str(cfg.table.model)
-    refuse_lost(given(), MEANT, role)
     if role not in cfg.models:
         raise ValueError(unknown(f"model of table '{cfg.table.name}'", role, cfg.models))
-    return [*given(), f"model={cfg.models[role]}"]
+    return f"model={cfg.models[role]}"
 
 
 def given() -> list[str]:

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import nan
 
 import numpy as np
 from omegaconf import DictConfig
 
-from scripts.config import compose
+from scripts.config import compose, model_of_table
 from scripts.markdown import pipe_table
 from scripts.table import collect, grid, schema, statistics
 from scripts.table.produce import evaluate_missing
@@ -40,13 +41,13 @@ class Outcome:
     """What the two rows of a claim differ by in one measure: AVERAGE, in points, or LOSS, in nats per labelled token.
 
     found: the difference, `row` less `than`, with its error; None where not both rows have the measure
-    per_seed: the difference for each seed
+    per_seed: the difference, by seed
     """
 
     claim: Claim
     measure: str
     found: statistics.Estimate | None
-    per_seed: Sequence[float]
+    per_seed: Mapping[int, float]
 
     @property
     def verdict(self) -> str:
@@ -81,17 +82,17 @@ def compare(claim: Claim, row: Entry, than: Entry, per_task: set[str]) -> list[O
 
     Raises ValueError if the two were evaluated on different items or with different seeds.
     """
-    if not comparable(row, than, AVERAGE) or list(row.averages.index) != list(than.averages.index):
+    if not comparable(row, than, AVERAGE):
         raise ValueError(f"{row.method} and {than.method} have other items or seeds; run both rows with the same.")
     return [_outcome(claim, measure, row, than, per_task) for measure in MEASURES]
 
 
 def _outcome(claim: Claim, measure: str, row: Entry, than: Entry, per_task: set[str]) -> Outcome:
     if not comparable(row, than, measure):
-        return Outcome(claim, measure, None, [])
+        return Outcome(claim, measure, None, {})
     parts = strata(difference(row, than, measure), measure, row.averaged, per_task)
-    by_seed = (row.by_seed(measure) - than.by_seed(measure)).dropna()
-    return Outcome(claim, measure, statistics.estimate(parts), list(by_seed))
+    by_seed = row.by_seed(measure) - than.by_seed(measure)
+    return Outcome(claim, measure, statistics.estimate(parts), by_seed.to_dict())
 
 
 def render_claims(outcomes: Sequence[Outcome], profile: str, seeds: Sequence[int], no_verdicts: str | None) -> str:
@@ -101,7 +102,7 @@ def render_claims(outcomes: Sequence[Outcome], profile: str, seeds: Sequence[int
     """
     head = ["Claim", "Compared", "Measure", "Difference", "95% interval", "By seed"]
     head += [] if no_verdicts else ["Verdict"]
-    table = pipe_table(head, (_line(outcome, not no_verdicts) for outcome in outcomes))
+    table = pipe_table(head, (_line(outcome, seeds, not no_verdicts) for outcome in outcomes))
     judged = f"No verdicts: {no_verdicts}" if no_verdicts else JUDGED
     return "\n".join([f"# The paper's claims in the profile {profile}", "", says(seeds), "", judged, "", table, ""])
 
@@ -116,12 +117,12 @@ def says(seeds: Sequence[int]) -> str:
     )
 
 
-def _line(outcome: Outcome, judged: bool) -> list[str]:
+def _line(outcome: Outcome, seeds: Sequence[int], judged: bool) -> list[str]:
     claim, found, measure = outcome.claim, outcome.found, outcome.measure
     compared = f"{' '.join(claim.row)} against {' '.join(claim.than)}"
     cells = [claim.text, compared, NAMES[measure], "-", "-", "-"]
     if found is not None:
-        by_seed = ", ".join(number(value, measure, "+") for value in outcome.per_seed)
+        by_seed = ", ".join(number(outcome.per_seed.get(seed, nan), measure, "+") for seed in seeds)
         cells[3:] = [number(found.mean, measure, "+"), ends(*found.interval, measure), by_seed]
     return [*cells, outcome.verdict] if judged else cells
 
@@ -129,8 +130,10 @@ def _line(outcome: Outcome, judged: bool) -> list[str]:
 def outcomes_of(overrides: Sequence[str]) -> list[Outcome]:
     """The outcomes of the claims on one table, whose cells are all finished; nothing is found of rows that did not run.
 
+    overrides: `table=...` among them, and no model: the profile gives each table its own
     Raises FileNotFoundError if a cell of the rows that run is not finished.
     """
+    overrides = [*overrides, model_of_table(compose(overrides))]
     cfg = compose(overrides)
     table = cfg.table.name
     cells = grid.cells(cfg, overrides)

@@ -18,10 +18,14 @@ from scripts.table.summary import Entry, summarise
 
 
 def train_missing(cfg: DictConfig, overrides: Sequence[str], cells: Sequence[grid.Cell]) -> list[str]:
-    """Train the cells without a finished run; returns a line for each that failed. The others are finished and kept."""
+    """Train the cells without a finished run; returns a line for each that failed. The others are finished and kept.
+
+    One that was trained and not evaluated (`evaluation.when=cell`) has no line: `evaluate_finished` tries it again.
+    """
     missing = grid.untrained(cells)
     print(f"{cfg.table.name}: {len(cells)} cells, {len(missing)} to train", file=sys.stderr)
-    return _train(cfg, overrides, missing) if missing else []
+    lines = _train(cfg, overrides, missing) if missing else []
+    return [line for cell in grid.untrained(missing) for line in lines if _is_of(line, cell)]
 
 
 def _train(cfg: DictConfig, overrides: Sequence[str], cells: Sequence[grid.Cell], again: bool = True) -> list[str]:
@@ -55,19 +59,25 @@ def evaluate_finished(
     """Evaluate what is not evaluated yet; returns the result folders by run, and a line for each cell that failed.
 
     Where the one engine for all fails, each cell is tried on its own, so that one adapter does not take the table with
-    it. If the first cell fails with the same error on its own, no cell is at fault, and the error is raised.
+    it. If the first two fail with the same error on their own, no cell is at fault, and the error is raised.
     """
     try:
         return evaluate_missing(cfg, cells), []
     except Exception as error:
         print(f"The evaluation of all cells together failed: {sentence(error)}", file=sys.stderr)
-        alone = local.evaluate(overrides, [grid.job(cells[0])], 1)
-        if alone and alone[0].endswith(sentence(error)):
+        first = cells[:2]
+        alone = local.evaluate(overrides, [grid.job(cell) for cell in first], 1)
+        if len(alone) == len(first) and all(line.endswith(sentence(error)) for line in alone):
             raise
-    rest = local.evaluate(overrides, [grid.job(cell) for cell in cells[1:]], cfg.workers)
+    rest = local.evaluate(overrides, [grid.job(cell) for cell in cells[2:]], cfg.workers) if cells[2:] else []
     lines = [*alone, *rest]
-    good = [cell for cell in cells if not any(line.startswith(f"{' '.join(grid.job(cell))}: ") for line in lines)]
+    good = [cell for cell in cells if not any(_is_of(line, cell) for line in lines)]
     return evaluate_missing(cfg, good), lines
+
+
+def _is_of(line: str, cell: grid.Cell) -> bool:
+    """Whether a launcher's line about a failed job is about this cell."""
+    return line.startswith(f"{' '.join(grid.job(cell))}: ")
 
 
 def write(

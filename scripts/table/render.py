@@ -51,7 +51,7 @@ def markdown(
     intervals = pipe_table(["Method", "Rank", *(head[c] for c in shown)], interval_lines(rows, shown, summary))
     copied = "paper†: copied by the paper from PRoLoRA (Wang et al., 2024b)."
     notes = [*notes, copied] if any(is_copied(paper, row) for row in rows) else notes
-    notes = [*notes, *interval_notes(summary), *_comparison_notes(summary)]
+    notes = [*notes, *interval_notes(summary), *_comparison_notes(summary), *_uncompared_notes(rows, summary)]
     parts = [f"# {title}", table, "## Notes", "\n".join(f"- {note}" for note in notes)]
     if not summary.empty:
         parts += ["## 95% confidence intervals (measured)", intervals]
@@ -142,7 +142,7 @@ def _no_spread(ran: pd.DataFrame) -> bool:
 def _comparison_notes(summary: pd.DataFrame) -> list[str]:
     tested = summary[summary.p_holm.notna()]
     if tested.empty:
-        return ["No paired test: no row was run on the same items as the LoRA of its budget."]
+        return ["No paired test: no row was run on the same items and seeds as the LoRA of its budget."]
     marked = tested[tested.p_holm < statistics.LEVEL]
     notes = [
         f"▲ better, ▼ worse than LoRA at the same budget: t-test of the differences, paired by seed and item, "
@@ -162,6 +162,19 @@ def _comparison(names: tuple[str, str], lines: pd.DataFrame) -> str:
         for line in lines.itertuples()
     ]
     return f"{' '.join(names).strip()} against `{lines.against.iloc[0]}`: {'; '.join(parts)}."
+
+
+def _uncompared_notes(rows: Sequence[Row], summary: pd.DataFrame) -> list[str]:
+    """Which averages and losses have no test though both rows have them: a cell of one of the two is missing."""
+    values = summary[summary.value.notna()].groupby("column").method.agg(set)
+    notes = []
+    for row in rows:
+        best = reported(summary, row)
+        for column in [c for c in NAMES if c in best.index and best.method.iloc[0] != row.against]:
+            if pd.isna(best.against[column]) and {best.method[column], row.against} <= values.get(column, set()):
+                name = NAMES[column].rstrip(" ↓")
+                notes.append(f"{name} of {row.name} is not compared with `{row.against}`: other seeds or items.")
+    return notes
 
 
 def candidate_notes(rows: Sequence[Row], summary: pd.DataFrame) -> list[str]:

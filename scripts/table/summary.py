@@ -35,11 +35,6 @@ class Entry:
     averaged: Sequence[str]
 
     @property
-    def average(self) -> float:
-        """Mean over the averaged columns of the means over seeds; nan where a column has no score at all."""
-        return float(self.scores[list(self.averaged)].mean().mean(skipna=False))
-
-    @property
     def averages(self) -> pd.Series:
         """The average of each seed that has every score of it, by seed."""
         return self.scores[list(self.averaged)].dropna().mean(axis=1)
@@ -57,7 +52,7 @@ def summarise(
     """Everything the table says of the measured side: one line per (row, candidate, column, AVERAGE or LOSS).
 
     per_task: benchmarks whose score is a mean over tasks or languages; the others are means over items.
-    The better candidate of a row is the one with the higher average over its seeds, as the paper reports it.
+    The better candidate of a row is the one with the higher average over seeds, as the paper reports it.
     The p-values are Holm-adjusted over all comparisons of the reported candidates of this table.
     """
     lines = []
@@ -77,8 +72,15 @@ def summarise(
 
 
 def better(candidates: Sequence[Entry]) -> Entry:
-    """The candidate of a row that the table reports: the one with the higher average over its seeds."""
-    return max(candidates, key=lambda entry: -np.inf if np.isnan(entry.average) else entry.average)
+    """The candidate of a row that the table reports: the one with the higher average, over the seeds of all of them.
+
+    One without an average comes last; over its own seeds each, where there is no seed that all have.
+    """
+    averages = pd.DataFrame({place: entry.averages for place, entry in enumerate(candidates)})  # (seeds, candidates)
+    known = averages.dropna(axis=1, how="all")
+    shared = known.dropna()
+    means = (known if shared.empty else shared).mean()
+    return candidates[int(means.idxmax()) if len(means) else 0]
 
 
 LINE = [
@@ -135,16 +137,20 @@ def items_of(column: str, entry: Entry) -> Items:
 
 
 def comparable(entry: Entry, base: Entry, column: str) -> bool:
-    """Whether both have the column, over the same items and for some of the same seeds, so that they can be paired."""
+    """Whether both have the column, over the same items and for the same seeds, so that they can be paired.
+
+    With seeds in common alone the difference would not be the one of the two numbers that are shown.
+    """
     mine, theirs = items_of(column, entry), items_of(column, base)
     if not mine or mine.keys() != theirs.keys():
         return False
     same_items = all(frame.index.equals(theirs[name].index) for name, frame in mine.items())
-    return same_items and bool(set(entry.by_seed(column).index) & set(base.by_seed(column).index))
+    seeds = set(entry.by_seed(column).index)
+    return same_items and bool(seeds) and seeds == set(base.by_seed(column).index)
 
 
 def difference(entry: Entry, base: Entry, column: str) -> Items:
-    """Seed by seed and item by item, `entry` less `base`: of two that are comparable, for the seeds of both."""
+    """Seed by seed and item by item, `entry` less `base`: of two that are comparable."""
     mine = items_of(column, entry)
     shared = {name: frame.columns.intersection(base.items[name].columns) for name, frame in mine.items()}
     return {name: frame[shared[name]] - base.items[name][shared[name]] for name, frame in mine.items()}

@@ -72,8 +72,9 @@ def _load_table(profile: str, results: Path, name: str) -> Table:
     text = (results / f"{name}.md").read_text(encoding="utf-8")
     notes = re.findall(r"^- (.*)$", text.partition("## Notes")[2], flags=re.MULTILINE)
     notes += unversioned(results, {method for row in grid.rows(cfg) for method in row.methods})
-    paper = beside(load_paper(name), grid.averaged(cfg))
-    shown = [*cfg.table.columns, AVERAGE, LOSS]
+    columns = [column for column in cfg.table.columns if column in set(summary.column)]  # `DATASETS` leaves some out
+    paper = beside(load_paper(name), [column for column in grid.averaged(cfg) if column in columns])
+    shown = [*columns, AVERAGE, LOSS]
     return Table(cfg, name, cfg.table.title, grid.rows(cfg), shown, summary, paper, notes)
 
 

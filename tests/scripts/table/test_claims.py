@@ -56,7 +56,7 @@ def entry(method, score, loss=1.5, seeds=5, noise=0.2):
 def test_a_verdict_needs_the_whole_interval(relation, score, verdict):
     average, loss = compare(claim(relation), entry("mos", score, 1.5 - (score - 50) / 50), entry("lora2", 50.0), set())
     low, high = average.found.interval
-    assert low < np.mean(average.per_seed) < high
+    assert low < np.mean(list(average.per_seed.values())) < high
     assert high - low < 1
     assert average.verdict.partition(":")[0] == verdict
     assert loss.verdict.partition(":")[0] == verdict  # a lower loss is what a higher score is
@@ -70,21 +70,23 @@ def test_one_seed_cannot_judge_the_method():
 
 @pytest.mark.parametrize("relation", ["higher", "lower", "reaches"])
 def test_rows_that_differ_on_no_item_cannot_be_judged(relation):
-    outcome = claims.Outcome(claim(relation), AVERAGE, estimate([np.zeros((3, 16))]), [0.0, 0.0, 0.0])
+    outcome = claims.Outcome(claim(relation), AVERAGE, estimate([np.zeros((3, 16))]), dict.fromkeys(range(3), 0.0))
     assert outcome.verdict == "cannot tell: the two rows differ on no item"
     assert "| +0.00 | no interval | +0.00, +0.00, +0.00 |" in claims.render_claims([outcome], "smol", [0, 1, 2], None)
 
 
 @pytest.mark.parametrize("relation", ["higher", "lower", "reaches"])
 def test_rows_that_differ_by_the_same_on_every_item_cannot_be_judged(relation):
-    outcome = claims.Outcome(claim(relation), AVERAGE, estimate([np.full((3, 16), 33.3)]), [33.3] * 3)
+    outcome = claims.Outcome(
+        claim(relation), AVERAGE, estimate([np.full((3, 16), 33.3)]), dict.fromkeys(range(3), 33.3)
+    )
     assert outcome.verdict == "cannot tell: the two rows differ by the same on every item"
 
 
 def outcome_of(spread, items, gain, measure=AVERAGE, relation="higher"):
     """Three seeds `spread` points apart, items give or take `items`, a mean difference of `gain`."""
     rows = np.array([[-spread], [0.0], [spread]]) + gain + np.tile([-items, items], 100)
-    return claims.Outcome(claim(relation), measure, estimate([rows]), list(rows.mean(axis=1)))
+    return claims.Outcome(claim(relation), measure, estimate([rows]), dict(enumerate(rows.mean(axis=1))))
 
 
 def test_it_says_how_many_seeds_it_would_take():
@@ -174,6 +176,20 @@ def test_another_relation_takes_none():
 def test_the_page_says_what_was_compared():
     text = claims.render_claims([outcome_of(0.1, 0.1, -2.0, relation="lower")], "smol", [0, 1, 2], None)
     assert "| MoS 4/8 against LoRA 2 | Avg. | -2.00 | -2.25 to -1.75 | -2.10, -2.00, -1.90 | holds |" in text
+
+
+def test_differences_stand_in_the_order_of_the_seeds_that_are_named():
+    text = claims.render_claims([outcome_of(0.1, 0.1, -2.0)], "smol", [2, 0, 7, 1], None)
+    assert "Differences over seeds 2, 0, 7, 1," in text
+    assert "| -1.90, -2.10, -, -2.00 |" in text
+
+
+def test_each_table_is_judged_on_its_own_model(monkeypatch):
+    """Table 3 is of 13B: its claims must not be judged on the cells of Table 2."""
+    asked = []
+    monkeypatch.setattr(claims.grid, "cells", lambda cfg, overrides: asked.append(cfg) or [])
+    claims.outcomes_of(["table=table3", "profile=micro", "methods=[vera_r256]"])
+    assert asked[0].model.name == asked[0].models["13b"]
 
 
 def test_a_profile_that_cannot_judge_prints_differences_and_the_reason():

@@ -144,6 +144,14 @@ def test_a_measured_ablation_is_drawn_beside_the_paper_s(changed):
     assert "none of these rows was run" not in page
 
 
+def test_an_average_over_fewer_columns_stands_beside_none_of_the_paper_s(changed):
+    """A table of DATASETS=cot has the column of GSM8K alone; the paper's average is over six."""
+    page = changed(lambda frame: frame[(frame.source == "paper") | frame.column.isin(["gsm8k", "avg", LOSS])])
+    mine, theirs = Rows(page).of("measured", "LoRA", "2"), Rows(page).of("paper", "LoRA", "2")
+    assert len(mine) == len(theirs) == 7  # method, rank, source, parameters, GSM8K, average, loss
+    assert theirs[-3:] == ["26.28", "-", "-"]
+
+
 def test_the_same_results_give_the_same_page(page, some_runs):
     assert report.page("smol", SMOL, some_runs) == page
 
@@ -170,6 +178,12 @@ def test_the_command_reads_what_the_repository_publishes_where_one_has_no_own(tm
     assert done.returncode == 0, done.stderr
     assert done.stdout == "report/smol.html\n"
     assert [path.name for path in (tmp_path / "report").iterdir()] == ["smol.html"]
+
+
+def test_the_command_shows_the_experiment_of_its_overrides(tmp_path):
+    done = command(tmp_path, "profile=smol", "rates=own")
+    assert (done.returncode, done.stdout) == (0, "report/smol+rates=own.html\n"), done.stderr
+    assert "each method&#39;s own" in (tmp_path / "report" / "smol+rates=own.html").read_text(encoding="utf-8")
 
 
 def test_the_command_without_results_fails_in_one_line_and_writes_nothing(tmp_path):

@@ -5,6 +5,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -162,6 +163,46 @@ def test_rows_on_other_items_are_not_compared(entries: dict[str, Entry]) -> None
     summary = summarise(ROWS, COLUMNS, entries, PER_TASK)
     tested = summary[summary.p.notna()]
     assert set(tested.column) == {"tydiqa_f1", "tydiqa_em"}  # neither BBH nor the average, of which BBH is a part
+
+
+def test_rows_of_other_seeds_are_not_compared(paper: pd.DataFrame) -> None:
+    """One seed in common would give a difference that is not the one of the two averages shown."""
+    base, three = entry("lora_r2", 2, 20, 40, loss=1.5), entry("mos_r4", 4, 70, 40, seeds=3, loss=1.2)
+    summary = summarise(ROWS, COLUMNS, {"lora_r2": base, "mos_r4": three}, PER_TASK)
+    assert summary.p.isna().all()
+    text = render.markdown("T", ROWS, COLUMNS, summary, paper, HEAD, [])
+    assert not re.search("▲ \\||▼ \\|", text)
+    for name in ("Avg.", "Val. loss"):
+        assert f"- {name} of MoS 4/8 is not compared with `lora_r2`: other seeds or items." in text
+
+
+def of_seeds(method: str, bbh: float, seeds: list[int]) -> Entry:
+    """As `entry`, with what other seeds than these would have left out: their cells failed."""
+    whole = entry(method, 4, bbh, 40, seeds=3)
+    lost = [seed for seed in range(3) if seed not in seeds]
+    scores = whole.scores.copy()
+    scores.loc[lost, "bbh"] = np.nan
+    return replace(whole, scores=scores, items=whole.items | {"bbh": whole.items["bbh"].drop(columns=lost, level=1)})
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "won"),
+    [
+        (
+            (30, [0, 1, 2]),
+            (31, [0]),
+            "mos_r8",
+        ),  # on seed 0 the second has more, though seeds 1 and 2 give the first more
+        ((30, [0]), (29, [0, 1, 2]), "mos_r4"),
+        ((30, [0]), (29, [1, 2]), "mos_r8"),  # none in common: each over its own
+        ((90, []), (20, [0, 1, 2]), "mos_r8"),  # no seed has an average
+        ((90, []), (95, []), "mos_r4"),
+    ],
+)
+def test_the_candidate_is_chosen_over_the_seeds_of_both(first: Any, second: Any, won: str) -> None:
+    found = {"mos_r4": of_seeds("mos_r4", *first), "mos_r8": of_seeds("mos_r8", *second)}
+    summary = summarise(ROWS, COLUMNS, found, PER_TASK)
+    assert set(summary.method[summary.won]) == {won}
 
 
 def test_csv_keeps_both_candidates_each_seed_and_the_paper(paper: pd.DataFrame) -> None:

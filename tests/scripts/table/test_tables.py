@@ -219,6 +219,59 @@ def test_failed_cells_are_listed_under_the_table_and_leave_a_dash(
     assert "- Failed: method=mos_r8 dataset=cot seed=0: it is so." in text
 
 
+def test_a_cell_that_was_trained_and_not_evaluated_is_no_failure_of_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `evaluation.when=cell` the launcher tells of both; what is trained is evaluated once more at the end."""
+    case = Case(tmp_path, "seeds=[0]", "methods=[lora_r2]")
+    first, second = case.cells[:2]
+    lines = [
+        f"{' '.join(grid.job(first))}: trained, but not evaluated: no memory.",
+        f"{' '.join(grid.job(second))}: no.",
+    ]
+    launched(monkeypatch, lines)
+    monkeypatch.setattr(runs, "is_finished", lambda path: path == first.path)
+    assert tables.train_missing(case.cfg, case.overrides, [first, second]) == lines[1:]
+
+
+def broken(monkeypatch: pytest.MonkeyPatch, *cells: grid.Cell) -> None:
+    """Let the evaluation of these cells fail, alone or with others."""
+
+    def evaluate_missing(cfg: Any, chosen: Sequence[grid.Cell]) -> dict[Path, list[Path]]:
+        if set(cells) & set(chosen):
+            raise ValueError("the adapter is damaged.")
+        return {cell.path: [] for cell in chosen}
+
+    def alone(common: Sequence[str], jobs: Sequence[Sequence[str]], workers: int) -> list[str]:
+        bad = [grid.job(cell) for cell in cells]
+        return [f"{' '.join(job)}: the adapter is damaged." for job in jobs if job in bad]
+
+    monkeypatch.setattr(tables, "evaluate_missing", evaluate_missing)
+    monkeypatch.setattr(tables.local, "evaluate", alone)
+
+
+@pytest.mark.parametrize("place", [0, 1, 4])
+def test_one_damaged_adapter_does_not_take_the_table_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: int
+) -> None:
+    case = Case(tmp_path)
+    bad = case.cells[place]
+    broken(monkeypatch, bad)
+    folders, failed = tables.evaluate_finished(case.cfg, case.overrides, case.cells)
+    assert failed == [f"{' '.join(grid.job(bad))}: the adapter is damaged."]
+    assert list(folders) == [cell.path for cell in case.cells if cell != bad]
+
+
+@pytest.mark.parametrize("count", [1, 2, 18])
+def test_an_error_that_no_cell_is_at_fault_for_is_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    case = Case(tmp_path)
+    broken(monkeypatch, *case.cells)
+    with pytest.raises(ValueError, match="the adapter is damaged"):
+        tables.evaluate_finished(case.cfg, case.overrides, case.cells[:count])
+
+
 def test_nothing_is_launched_when_nothing_is_missing(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = launched(monkeypatch)
     tables.train_missing(case.cfg, case.overrides, case.cells)
