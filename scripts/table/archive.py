@@ -5,14 +5,17 @@ import json
 import lzma
 import tarfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from data_prep.storage import new_folder, write_bytes
 from eval import weights
 from scripts.cell import runs, served
 from scripts.table.collect import PATHS
+from scripts.table.publish import cells_behind, tables_in
 
 END = ".tar.xz"
 KEPT = ("run.json", "metrics.jsonl", runs.HELD_OUT_LOSSES, "eval/*/*.json", "eval/*/*.jsonl")
@@ -47,30 +50,38 @@ def contents(run: runs.Run) -> Iterator[tuple[str, bytes]]:
 
 
 def unpack(file: Path, target: Path) -> bool:
-    """Restore a run into `target`/<its name>; False if there is one.
+    """Restore a run into `target`/<its name>; False if a finished one is there. An unfinished one is replaced.
 
-    Raises ValueError for a file that is damaged, or that would write elsewhere.
+    Raises ValueError for a file that is damaged, or that would write elsewhere; BlockingIOError for an unfinished run
+    that some process is training.
     """
     path = target / file.name.removesuffix(END)
-    if path.exists():
+    if runs.is_finished(path):
         return False
     try:
-        whole = io.BytesIO(lzma.decompress(file.read_bytes()))  # at once, since it ends with a checksum
-        with new_folder(path) as folder, tarfile.open(fileobj=whole) as tar:
-            tar.extractall(folder, filter="data")
+        with FileLock(path / ".lock", blocking=False) if path.exists() else nullcontext():
+            if runs.is_finished(path):  # meanwhile
+                return False
+            whole = io.BytesIO(lzma.decompress(file.read_bytes()))  # at once, since it ends with a checksum
+            with new_folder(path) as folder, tarfile.open(fileobj=whole) as tar:
+                tar.extractall(folder, filter="data")
+    except Timeout as error:
+        raise BlockingIOError(
+            f"{path} is not finished and in use by another process; restore it when that has ended."
+        ) from error
     except (tarfile.TarError, lzma.LZMAError) as error:
         raise ValueError(f"{file} cannot be restored: {error}. Get it again from the repository.") from error
     return True
 
 
 def behind(results: Path, runs_dir: Path, profile: str) -> list[Path]:
-    """The runs that the tables in `results` were made of. Raises FileNotFoundError if there are none, or not all."""
-    cells = sorted(results.glob("cells/*/*.json"))
-    if not cells:
-        raise FileNotFoundError(f"{results} holds no cells of a table; make one first, e.g. `make table2`.")
-    found = [
-        runs_dir / profile / cell.parent.name / json.loads(cell.read_text(encoding="utf-8"))["run"] for cell in cells
-    ]
+    """The runs that the tables in `results` report, each once.
+
+    Raises FileNotFoundError if there is no table, or not all of its runs are left; ValueError for a table that
+    disagrees with its cells (`scripts.table.publish.cells_behind`).
+    """
+    cells = {path: cell for name in tables_in(results) for path, cell in cells_behind(results, name).items()}
+    found = sorted({runs_dir / profile / path.parent.name / cell["run"] for path, cell in cells.items()})
     if missing := [path for path in found if not runs.is_finished(path)]:
         raise FileNotFoundError(f"{missing[0]}, of which {results} reports, is no longer there; make the table again.")
     return found

@@ -153,7 +153,7 @@ def _ran(cfg: DictConfig) -> list[grid.Row]:
 def _judged(claim: Claim, ran: Mapping[tuple[str, str], Entry], per_task: set[str]) -> list[Outcome]:
     if claim.row in ran and claim.than in ran:
         return compare(claim, ran[claim.row], ran[claim.than], per_task)
-    return [Outcome(claim, measure, None, []) for measure in MEASURES]
+    return [Outcome(claim, measure, None, {}) for measure in MEASURES]
 
 
 def claims(cfg: DictConfig) -> list[Claim]:

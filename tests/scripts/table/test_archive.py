@@ -5,9 +5,11 @@ import json
 import tarfile
 
 import pytest
+from filelock import FileLock
 
 import scripts.archive
 import scripts.restore
+from data_prep import storage
 from scripts.cell import runs, served, training
 from scripts.cell.evaluation import evaluate_runs
 from scripts.table import archive
@@ -103,22 +105,87 @@ def test_a_damaged_file_is_refused_and_leaves_nothing(tmp_path):
     assert not files(tmp_path / "runs")
 
 
+@pytest.fixture
+def unfinished(tmp_path):
+    """A packed run, and what an interrupted training of the same cell has left."""
+    run, path = tmp_path / "vanilla", tmp_path / "elsewhere" / "vanilla"
+    storage.write_text(run / "config.yaml", "method: {name: vanilla_chat, config: null}\n")
+    storage.write_text(run / "run.json", "{}")
+    for name in (".lock", "config.yaml", "checkpoints/half"):
+        storage.write_text(path / name, "unfinished")
+    return archive.pack(run, tmp_path / "packed"), path
+
+
+def test_an_unfinished_run_is_replaced(unfinished):
+    file, path = unfinished
+    assert archive.unpack(file, path.parent)
+    assert files(path) == {"config.yaml", "run.json"} and runs.load(path).cfg.method.name == "vanilla_chat"
+    assert [found.name for found in path.parent.iterdir()] == [path.name]
+    assert not archive.unpack(file, path.parent) and files(path) == {"config.yaml", "run.json"}
+
+
+def test_an_unfinished_run_stays_where_it_is_held_or_the_file_is_damaged(unfinished):
+    file, path = unfinished
+    before = files(path)
+    with FileLock(path / ".lock"), pytest.raises(BlockingIOError, match=f"{path} is not finished and in use"):
+        archive.unpack(file, path.parent)
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(ValueError, match="cannot be restored"):
+        archive.unpack(file, path.parent)
+    assert files(path) == before and (path / "config.yaml").read_text(encoding="utf-8") == "unfinished"
+
+
+def test_a_run_that_is_held_does_not_stop_the_others(unfinished, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(scripts.restore, "PUBLISHED", tmp_path / "published")
+    file, path = unfinished
+    folder, target = tmp_path / "published" / "micro" / "runs" / "tiny", tmp_path / "new" / "micro" / "tiny"
+    folder.mkdir(parents=True)
+    file.rename(folder / file.name)
+    (folder / f"z-{file.name}").write_bytes((folder / file.name).read_bytes())
+    target.mkdir(parents=True)
+    path.rename(held := target / path.name)
+    monkeypatch.setattr("sys.argv", ["restore", "profile=micro", f"runs_dir={tmp_path / 'new'}"])
+    with FileLock(held / ".lock"), pytest.raises(SystemExit, match=f"error: {held} is not finished and in use"):
+        scripts.restore.main()
+    assert "1 of 2 runs restored, the others stay\n" in capsys.readouterr().out
+    assert runs.is_finished(target / f"z-{path.name}") and not runs.is_finished(held)
+
+
+def reported(results, run, table="table1"):
+    """Write a table that reports one score of the run named `run`, with its cell."""
+    line = f"{table},measured,mos,0,gsm8k,12.5,4"
+    cell = {"method": "mos", "dataset": "cot", "seed": 0, "run": run, "training": {}}
+    cell["evaluation"] = {"gsm8k": {"scores": {"gsm8k": 12.5}, "items": 4}}
+    for name, content in (
+        (f"{table}.csv", f"table,source,method,seed,column,value,n_items\n{line}\n"),
+        (f"{table}-times.json", json.dumps({"cells": {run: {}}})),
+        (f"cells/tiny/mos-cot-seed0-{run}.json", json.dumps(cell)),
+    ):
+        storage.write_text(results / name, content)
+
+
 def test_what_a_table_reports_must_still_be_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match="holds no cells of a table"):
+    with pytest.raises(FileNotFoundError, match="holds no table"):
         archive.behind(tmp_path, tmp_path, "micro")
-    cell = tmp_path / "cells" / "tiny" / "a.json"
-    cell.parent.mkdir(parents=True)
-    cell.write_text(json.dumps({"run": "gone"}), encoding="utf-8")
+    reported(tmp_path, "gone")
     with pytest.raises(FileNotFoundError, match=r"gone, of which .* reports, is no longer there"):
         archive.behind(tmp_path, tmp_path / "runs", "micro")
+
+
+def test_a_cell_that_no_table_reports_is_not_packed_and_a_run_of_two_tables_once(tmp_path):
+    for table in ("table1", "table2"):
+        reported(tmp_path, "there", table)
+    storage.write_text(tmp_path / "cells" / "tiny" / "mos-cot-seed9.json", json.dumps({"run": "gone"}))
+    path = tmp_path / "runs" / "micro" / "tiny" / "there"
+    storage.write_text(path / "run.json", "{}")
+    assert archive.behind(tmp_path, tmp_path / "runs", "micro") == [path]
 
 
 def test_the_two_commands_are_each_other_s_inverse(run, asked, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(scripts.archive, "PUBLISHED", tmp_path / "published")
     monkeypatch.setattr(scripts.restore, "PUBLISHED", tmp_path / "published")
-    cell = tmp_path / "results" / "cells" / run.parent.name / "one.json"
-    cell.parent.mkdir(parents=True)
-    cell.write_text(json.dumps({"run": run.name}), encoding="utf-8")
+    reported(tmp_path / "results", run.name)
+    (tmp_path / "results" / "cells" / "tiny").rename(tmp_path / "results" / "cells" / run.parent.name)
     monkeypatch.setattr(scripts.archive, "results_folder", lambda cfg, overrides: tmp_path / "results")
     profile = run.parents[1].name
     place = [f"runs_dir={run.parents[2]}", f"profile={profile}"]
@@ -130,7 +197,7 @@ def test_the_two_commands_are_each_other_s_inverse(run, asked, tmp_path, monkeyp
     assert "1 of 1 runs restored" in capsys.readouterr().out
     assert runs.is_finished(tmp_path / "new" / profile / run.parent.name / run.name)
     scripts.restore.main()
-    assert "0 of 1 runs restored" in capsys.readouterr().out
+    assert "0 of 1 runs restored, the others stay" in capsys.readouterr().out
 
 
 def test_a_profile_without_published_runs_is_refused(tmp_path, monkeypatch, capsys):
