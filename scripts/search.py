@@ -10,18 +10,15 @@ import sys
 
 from omegaconf import DictConfig
 
-from scripts.cell import runs
 from scripts.command import entry_point
 from scripts.config import compose, given, refuse_lost, shared_overrides
 from scripts.table.grid import check_methods
-from scripts.table.launch import launch
-from scripts.table.rates import keep, rates_file
-from scripts.table.search import best_rates, combinations, ranking
+from scripts.table.search import combinations, placed, prepare, ranking, replaced, report, train, untrained
 
 
 @entry_point
 def main(cfg: DictConfig) -> None:
-    refuse_lost(given(), {"seeds": "a search has seeds of its own, which no table reports; use search.seeds={value}"})
+    refuse_lost(given(), replaced(cfg))
     overrides = shared_overrides(cfg)
     cfg = compose(overrides)
     check_methods(cfg.methods or [])
@@ -29,19 +26,19 @@ def main(cfg: DictConfig) -> None:
     for combination in found:
         if combination.skipped:
             print(f"skipped {combination.method} {combination.settings}: {combination.skipped}", file=sys.stderr)
-    missing = [job for c in found for key, job in c.jobs.items() if not runs.is_finished(c.runs[key])]
+    missing = untrained(found)
     if cfg.dry:
         total = sum(len(combination.runs) for combination in found)
-        print("\n".join([*map(" ".join, missing), f"{len(missing)} runs to train, of {total}"]))
+        print("\n".join([*map(" ".join, missing.values()), f"{len(missing)} runs to train, of {total}"]))
         return
-    failed = launch(overrides, missing, cfg.launcher, cfg.workers) if missing else []
+    if missing:
+        prepare(cfg, overrides)
+        found = placed(found, overrides)  # a run's key holds the content of the data, which is here now
+        missing = untrained(found)
+    failed, diverged = train(cfg, overrides, missing)
+    report(cfg, overrides, ranking(found, diverged))
     if failed:
         sys.exit("\n".join([f"error: {len(failed)} of {len(missing)} runs failed:", *failed]))
-    ranked = ranking(found)
-    print(ranked.to_string(float_format="{:.4g}".format))
-    if best := best_rates(cfg, ranked):
-        keep(rates_file(cfg, overrides), best)
-        print(rates_file(cfg, overrides))
 
 
 if __name__ == "__main__":

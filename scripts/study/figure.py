@@ -1,6 +1,7 @@
 """The figure of a study: what each row has stored, and its bits per parameter, against its trainable parameters."""
 
 import io
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,8 @@ from matplotlib.figure import Figure
 from scripts.study.summary import Line
 
 STYLE: dict[Any, Any] = {"svg.hashsalt": "capacity", "svg.fonttype": "none", "font.size": 9}
-CURVES = ("#3f86d8", "#e0523c")  # the colours of the curves, LoRA's first; other rows have colours of their own
+# The colours of the curves, LoRA's first; after the last it begins anew. Other rows have colours of their own.
+CURVES = ("#3f86d8", "#e0523c", "#1f7a4d", "#6a2c91", "#b8860b", "#444444")
 OTHERS = ("#7d9b2f", "#9268d4", "#cf8a1c", "#2a9d8f", "#d97fb0", "#a5674a", "#4fb3d9", "#6b7fa8", "#b29a76", "#8b8f98")
 MARKERS = "sD^vP*X"
 SPREAD = 0.06  # how far apart rows of one count are drawn, as a share of the count
@@ -36,7 +38,8 @@ def _panel(axes: Axes, lines: Sequence[Line], key: str, title: str) -> None:
     axes.set(xlabel="trainable parameters; rows of one count side by side", ylabel=title, xscale="log")
     axes.grid(alpha=0.25)
     axes.margins(x=0.12)  # room for the labels
-    for name, colour in zip(dict.fromkeys(line.row.curve for line in lines if line.row.curve), CURVES, strict=False):
+    names = dict.fromkeys(line.row.curve for line in lines if line.row.curve)
+    for name, colour in zip(names, itertools.cycle(CURVES), strict=False):
         own = sorted((line for line in lines if line.row.curve == name), key=lambda line: line.parameters or 0)
         _points(axes, own, key, {"color": colour, "marker": "o", "label": name, "zorder": 3}, 1.0)
         for line in own:

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from math import isnan, nan
 
 import numpy as np
+import numpy.typing as npt
 from scipy import stats
 from statsmodels.stats.power import TTestPower
 
 LEVEL = 0.95
 POWER = 0.8
 MOST_SEEDS = 1000  # beyond that a difference is none
+FULL = 99.0  # percent of all bits: what holds so much holds all facts, and does not tell how many more it would hold
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,18 @@ class Estimate:
     def known(self) -> bool:
         """Whether it has an interval."""
         return not isnan(self.low)
+
+
+@dataclass(frozen=True)
+class Parity(Estimate):
+    """A rank of LoRA, the geometric mean over seeds, of which some are bounds alone.
+
+    above: seeds that store as much as the whole curve, or all facts: at least their rank;  below: those under the
+        curve: at most their rank
+    """
+
+    above: int
+    below: int
 
 
 def estimate(values: Sequence[float]) -> Estimate:
@@ -64,25 +78,34 @@ def seeds_needed(differences: Sequence[float]) -> int | None:
 def equal_rank(ranks: Sequence[int], stored: Sequence[float], target: float) -> float:
     """The lowest rank at which LoRA stores `target`, between measured ranks in a line over the logarithm of the rank.
 
-    ranks: rising;  stored: what LoRA stores at each, made to rise where it falls. Ranks that add nothing count for
-        nothing: where LoRA 8 holds all facts, a row that does too equals LoRA 8 and not LoRA 64.
+    ranks: rising;  stored: what LoRA stores at each, in percent of all bits, made to rise where it falls. Ranks that
+        add nothing count for nothing, and what is above `FULL` counts as full: where LoRA 8 holds all facts, a row that
+        does too equals LoRA 8 and not LoRA 64.
     returns the lowest or the highest rank for a target outside the curve: at most, or at least, so much
     """
-    curve = np.maximum.accumulate(np.asarray(stored, dtype=float))
+    curve, full = _risen(stored), min(target, FULL)
     logs = np.log2(ranks)
-    above = int(np.searchsorted(curve, target))  # the first rank that stores as much
+    above = int(np.searchsorted(curve, full))  # the first rank that stores as much
     if above in (0, len(curve)):
         return float(ranks[min(above, len(curve) - 1)])
     beside = slice(above - 1, above + 1)
-    return float(2 ** np.interp(target, curve[beside], logs[beside]))
+    return float(2 ** np.interp(full, curve[beside], logs[beside]))
 
 
-def parity(ranks: Sequence[int], stored: Sequence[Sequence[float]], targets: Sequence[float]) -> Estimate:
+def parity(ranks: Sequence[int], stored: Sequence[Sequence[float]], targets: Sequence[float]) -> Parity:
     """The rank of LoRA that equals a method: each seed on the curve of that seed, then their geometric mean.
 
-    stored: for each seed, what LoRA stores at each rank;  targets: what the method stores, by seed
-    The interval is a t interval of the logarithms.
+    stored: for each seed, what LoRA stores at each rank;  targets: what the method stores, by seed; in percent
+    The interval is a t interval of the logarithms. A seed outside the curve counts as its end.
     """
     logs = [np.log2(equal_rank(ranks, curve, target)) for curve, target in zip(stored, targets, strict=True)]
     found = estimate([float(log) for log in logs])
-    return Estimate(2**found.mean, 2**found.low, 2**found.high, found.count)
+    ends = [(_risen(curve)[[0, -1]], min(target, FULL)) for curve, target in zip(stored, targets, strict=True)]
+    above = sum(target >= highest for (_, highest), target in ends)
+    below = sum(target < lowest for (lowest, _), target in ends)
+    return Parity(2**found.mean, 2**found.low, 2**found.high, found.count, int(above), int(below))
+
+
+def _risen(stored: Sequence[float]) -> npt.NDArray[np.float64]:
+    """A curve over ranks that nowhere falls, and ends at `FULL`."""
+    return np.minimum(np.maximum.accumulate(np.asarray(stored, dtype=float)), FULL)

@@ -1,7 +1,8 @@
 """The results of a study: every run as CSV; rows, claims, parity and convergence as Markdown; the figure."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from math import isnan, log2, nan
+from dataclasses import replace
+from math import log2, nan
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pandas as pd
 from data_prep import storage
 from scripts.markdown import pipe_table
 from scripts.study import figure, intervals, summary
-from scripts.study.intervals import Estimate, estimate
+from scripts.study.intervals import FULL, Estimate, Parity, estimate
 from scripts.study.runs import Result, Results, Run, Store
 from scripts.study.settings import RowSettings, StudySettings
 
@@ -49,13 +50,13 @@ def markdown(study: StudySettings, results: Results, model: str) -> str:
         _about(study, results),
         f"![Facts recalled, and bits per parameter, against trainable parameters]({study.name}.svg)",
         pipe_table(ROWS, _rows(study, results)),
-        ROWS_NOTE,
+        _rows_note(study),
     ]
     if study.parity:
         parts += [
             "## The rank of LoRA that stores as much",
             pipe_table(PARITY, _parity(study, results)),
-            _parity_note(study),
+            _parity_note(study, results),
         ]
     if study.claims:
         parts += ["## The paper's claims", pipe_table(CLAIMS, _claims(study, results)), CLAIMS_NOTE]
@@ -65,11 +66,8 @@ def markdown(study: StudySettings, results: Results, model: str) -> str:
 
 
 ROWS = ["Row", "Parameters", "Rate", "Rates tried", "Seeds", "Recall, %", "Stored, %", "Bits per parameter"]
-ROWS_NOTE = (
-    "Mean and 95% interval over seeds (Student's t). The rate was chosen on a seed of its own; * the best one tried is "
-    "the last of its grid. Stored: of the bits of all facts. A row without an interval has fewer than two seeds, or "
-    "the same value for all."
-)
+SEARCHED = "The rate was chosen on a seed of its own; * the best one tried is the last of its grid."
+GIVEN = "The rates are those of the study's yaml; nothing was searched on this base model for it."
 PARITY = ["Row", "Equals LoRA of rank", "95% interval", "Times its own budget", "The paper", "Verdict", "Seeds"]
 CLAIMS = ["Claim", "Compared", "Difference in stored, points", "95% interval", "By seed", "Verdict", "Seeds needed"]
 CLAIMS_NOTE = (
@@ -107,27 +105,50 @@ def _rows(study: StudySettings, results: Results) -> Iterator[Sequence[str]]:
         )
 
 
+def _rows_note(study: StudySettings) -> str:
+    origin = GIVEN if study.search_seed is None else SEARCHED
+    return (
+        f"Mean and 95% interval over seeds (Student's t). {origin} Stored: of the bits of all facts. A row without an "
+        "interval has fewer than two seeds, or the same value for all."
+    )
+
+
 def _parity(study: StudySettings, results: Results) -> Iterator[Sequence[str]]:
     for label in study.parity:
         found, budget = summary.parity(study, label, results), _budget(study, label, results)
-        times = Estimate(found.mean / budget, found.low / budget, found.high / budget, found.count)
+        times = replace(found, mean=found.mean / budget, low=found.low / budget, high=found.high / budget)
         yield (
             label,
-            _rank(found.mean, study),
-            f"{_rank(found.low, study)} to {_rank(found.high, study)}" if found.known else "",
-            _shown(times, 2),
+            f"{_bound(found)}{found.mean:.1f}" if found.count else "",
+            f"{found.low:.1f} to {found.high:.1f}" if found.known else "",
+            f"{_bound(found)}{_shown(times, 2)}",
             f"{PAPER}",
             _eightfold(times),
             str(found.count),
         )
 
 
-def _parity_note(study: StudySettings) -> str:
-    ranks = [row.rank for row in study.ranks]
+def _bound(found: Parity) -> str:
+    """What stands before a rank that some seeds only bound; nothing if they do so on both sides."""
+    return "" if bool(found.above) == bool(found.below) else "at least " if found.above else "at most "
+
+
+def _parity_note(study: StudySettings, results: Results) -> str:
+    ranks = ", ".join(str(row.rank) for row in study.ranks)
+    found = {label: summary.parity(study, label, results) for label in study.parity}
+    outside = [
+        f"{count} of {parity.count} seeds of {label} are {side} bounds"
+        for label, parity in found.items()
+        for side, count in (("lower", parity.above), ("upper", parity.below))
+        if count
+    ]
+    here = f"here {', '.join(outside)}" if outside else "none is here"
     return (
-        f"By seed: where the row lies on the curve of LoRA {', '.join(map(str, ranks))} of the same seed, in a line "
-        "over the logarithm of the rank; then the geometric mean with a t interval. A seed outside the curve counts as "
-        "its end."
+        f"By seed: where the row lies on the curve of LoRA {ranks} of the same seed, in a line over the logarithm of "
+        "the rank; then the geometric mean with a t interval. A seed outside the curve counts as its end. One that "
+        f"reaches the highest value of the curve, or {FULL:.0f}% of all bits, is a lower bound, and one below the "
+        f"lowest an upper bound; {here}. {PAPER} times holds if the interval begins there or above and no seed is an "
+        "upper bound, and does not hold if it ends below and no seed is a lower one."
     )
 
 
@@ -139,10 +160,13 @@ def _budget(study: StudySettings, label: str, results: Results) -> float:
     return own * (lowest.rank or 1) / one if one and own else nan
 
 
-def _eightfold(times: Estimate) -> str:
-    if not times.known:
-        return "cannot tell"
-    return "holds" if times.low >= PAPER else "does not hold" if times.high < PAPER else "cannot tell"
+def _eightfold(times: Parity) -> str:
+    """What the interval says of the claim; a seed that is a bound speaks on one side alone."""
+    if times.low >= PAPER and not times.below:
+        return "holds"
+    if times.high < PAPER and not times.above:
+        return "does not hold"
+    return "cannot tell"
 
 
 def _claims(study: StudySettings, results: Results) -> Iterator[Sequence[str]]:
@@ -267,12 +291,6 @@ def _signed(found: Estimate) -> tuple[str, str]:
         f"{found.mean:+.2f}" if found.count else "",
         f"{found.low:+.2f} to {found.high:+.2f}" if found.known else "",
     )
-
-
-def _rank(value: float, study: StudySettings) -> str:
-    lowest, highest = study.ranks[0].rank, study.ranks[-1].rank
-    end = "at most " if value == lowest else "at least " if value == highest else ""
-    return "" if isnan(value) else f"{end}{value:.1f}"
 
 
 def _distinct(texts: Iterable[str]) -> str:

@@ -87,11 +87,19 @@ class Store:
         storage.write_json(self.path(run), result)
 
     def _row(self, label: str) -> DictConfig:
-        """The config of a row: its method on the layers of the study, without dropout."""
+        """The config of a row: its method on the layers of the study, without dropout.
+
+        Raises ValueError for a choice of layers that the study's would replace.
+        """
         if label not in self._rows:  # Hydra takes a fifth of a second
             row = self.study.row(label)
             cfg = compose([*self.overrides, f"method={row.method}", "method.dropout=0.0", *row.overrides])
             if cfg.method.config.target_modules == "all-linear":  # Tied LoRA has layers of its own
+                for override in row.overrides:
+                    if "target_modules" in override and self.study.targets != "all-linear":
+                        raise ValueError(
+                            f"capacity.targets={self.study.targets} would replace {override}; leave one of the two out."
+                        )
                 cfg.method.config.target_modules = self.study.targets
             self._rows[label] = OmegaConf.masked_copy(cfg, NEEDED)
         return self._rows[label]

@@ -1,5 +1,6 @@
 """What the yaml of a study may say: keys, types and ranges."""
 
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -8,7 +9,28 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 from scripts.settings import Name, Names, Seeds, checked
 
-OWN = {"method": "rows", "seed": "seeds"}  # what each run has of its own, and where the study says it
+# The keys that the command and its runs read, and of others the reason why not, with the key that is meant.
+READ = (
+    "capacity",
+    "model",
+    "local_model",
+    "profile",
+    "runs_dir",
+    "cache_dir",
+    "results_dir",
+    "workers",
+    "dry",
+    "hydra",
+)
+MEANT = {
+    **dict.fromkeys(("method", "methods"), "each run has its own; use capacity.rows"),
+    **dict.fromkeys(("seed", "seeds"), "each run has its own; use capacity.seeds"),
+    **dict.fromkeys(("dataset", "datasets", "data"), "what is learned are facts; use capacity.facts"),
+    "trainer": "use capacity.optimizer, and `rate` in capacity.rows",
+    "rates": "each row has its own; use `rate` in capacity.rows",
+    "models": "a study has one; use model",
+    "launcher": "runs are trained on this machine; use workers",
+}
 
 
 def refuse(overrides: Sequence[str]) -> None:
@@ -16,10 +38,12 @@ def refuse(overrides: Sequence[str]) -> None:
 
     overrides: of the command line
     """
-    keys = [override.lstrip("+~").partition("=")[0] for override in overrides]
+    keys = [re.split("[=@]", override.lstrip("+~"))[0] for override in overrides]
     for key, override in zip(keys, overrides, strict=True):
-        if (group := key.partition(".")[0]) in OWN:
-            raise ValueError(f"{override} would have no effect: each run has its own; use capacity.{OWN[group]}.")
+        group = re.split("[./]", key)[0]
+        if group not in READ:
+            reason = MEANT.get(group, f"a study reads {', '.join(READ)} alone")
+            raise ValueError(f"{override} would have no effect: {reason}.")
         if group == "capacity" != key and "capacity.name" not in keys:
             raise ValueError(f"{override} makes another study; give it a name too, e.g. capacity.name=mine.")
 
@@ -94,6 +118,7 @@ class StudySettings(BaseModel):
         values: Any = OmegaConf.to_container(section, resolve=True)
         study = checked(cls, values, prefix="capacity.")
         study.check_names()
+        study.check_overrides()
         if study.search_seed in study.seeds:
             raise ValueError(
                 f"capacity.search_seed={study.search_seed} is one of capacity.seeds, so rates would be chosen on a "
@@ -111,6 +136,16 @@ class StudySettings(BaseModel):
             raise ValueError(f"capacity.rows has no row {unknown[0]}; there are {', '.join(labels)}.")
         if self.parity and len(self.ranks) < 2:
             raise ValueError("capacity.parity needs a curve: give at least two LoRA rows of capacity.rows their rank.")
+
+    def check_overrides(self) -> None:
+        """Raise ValueError for an override of a row that says nothing of its method: the rest is the same for all."""
+        for row in self.rows:
+            for override in row.overrides:
+                if not override.lstrip("+~").startswith("method."):
+                    raise ValueError(
+                        f"The row '{row.label}' of capacity.rows is refused: its override {override} does not begin "
+                        "with `method.`."
+                    )
 
     def row(self, label: str) -> RowSettings:
         return next(row for row in self.rows if row.label == label)

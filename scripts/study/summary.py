@@ -5,7 +5,7 @@ from itertools import combinations
 from math import log2
 
 from scripts.study import intervals, plan
-from scripts.study.intervals import Estimate, estimate
+from scripts.study.intervals import Estimate, Parity, estimate
 from scripts.study.runs import Result, Results
 from scripts.study.settings import ClaimSettings, RowSettings, StudySettings
 
@@ -93,7 +93,7 @@ def convergence(study: StudySettings, results: Results) -> list[Convergence]:
     ]
 
 
-def parity(study: StudySettings, label: str, results: Results) -> Estimate:
+def parity(study: StudySettings, label: str, results: Results) -> Parity:
     """The rank of LoRA that stores as much as the row `label`, over the seeds that it and all of the curve have."""
     rows = [by_seed(study, row, results) for row in (*study.ranks, study.row(label))]
     seeds = [seed for seed in study.seeds if all(seed in row for row in rows)]

@@ -64,13 +64,19 @@ def learning_rates(cfg: DictConfig, overrides: Sequence[str], found: Sequence[Re
     if cfg.rates is None:
         return [f"Learning rate: {cfg.trainer.learning_rate:g} for every method."]
     own = own_rates(cfg, overrides, sorted(trained))
-    each = ", ".join(f"`{method}` {rate['learning_rate']:g}" for method, rate in own.items())
-    seeds = ", ".join(map(str, sorted({seed for rate in own.values() for seed in rate["seeds"]})))
-    sets = ", ".join(dict.fromkeys(name for rate in own.values() for name in rate["datasets"]))
-    note = (
-        f"Learning rate: each method's own (`rates=own`), with the lowest validation loss ({sets}) of those tried on "
-        f"seeds that the table does not report ({seeds}): {each}."
-    )
+    groups: dict[tuple[tuple[str, ...], str], list[str]] = {}  # methods with their rates, by sets and seeds
+    shown: dict[tuple[str, ...], str] = {}  # sets in the order of the first method that has them
+    for method, rate in own.items():
+        sets, seeds = tuple(sorted(rate["datasets"])), ", ".join(map(str, sorted(rate["seeds"])))
+        shown.setdefault(sets, ", ".join(rate["datasets"]))
+        groups.setdefault((sets, seeds), []).append(f"`{method}` {rate['learning_rate']:g}")
+    if len(groups) == 1:
+        [((sets, seeds), each)] = groups.items()
+        chosen = f"({shown[sets]}) of those tried on seeds that the table does not report ({seeds}): {', '.join(each)}."
+    else:
+        parts = [f"on {shown[sets]} (seeds: {seeds}) {', '.join(each)}" for (sets, seeds), each in groups.items()]
+        chosen = f"of those tried on seeds that the table does not report: {'; '.join(parts)}."
+    note = f"Learning rate: each method's own (`rates=own`), with the lowest validation loss {chosen}"
     edges = [f"`{method}`" for method, rate in own.items() if at_the_edge(rate)]
     beyond = " A better one may lie beyond those tried for " + ", ".join(edges) + "."
     return [note + beyond if edges else note]

@@ -1,6 +1,7 @@
 """Learning rates of the methods' own: a file that a search writes and that `rates=own` reads."""
 
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,18 @@ def rates_file(cfg: DictConfig, overrides: Sequence[str]) -> Path:
 
 
 def keep(path: Path, found: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write the rates that a search found, by method. Those of other methods stay.
+    """Write the best of the rates that a search tried, by method. Those of other methods stay.
 
-    found: of each method `learning_rate`, `seeds`, `datasets`, and `tried`: validation loss by learning rate
+    found: of each method `seeds`, `datasets`, and `tried`: validation loss by learning rate, in nats, infinite where
+        training diverged. It is added to what was tried before on the same seeds and sets, and replaces what was tried
+        on others. A method without a finite loss stays as it is.
     """
     known = _read(path) if path.is_file() else {}
-    text = OmegaConf.to_yaml(OmegaConf.create(dict(sorted({**known, **found}.items()))))
-    storage.write_text(path, HEAD + text)
+    entries = {method: _entry(known.get(method, {}), own) for method, own in found.items()}
+    usable = {method: own for method, own in entries.items() if isfinite(own["tried"][own["learning_rate"]])}
+    if usable:
+        text = OmegaConf.to_yaml(OmegaConf.create(dict(sorted({**known, **usable}.items()))))
+        storage.write_text(path, HEAD + text)
 
 
 def own_rates(cfg: DictConfig, overrides: Sequence[str], methods: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -58,6 +64,13 @@ def own_rates(cfg: DictConfig, overrides: Sequence[str], methods: Sequence[str])
 def at_the_edge(rate: Mapping[str, Any]) -> bool:
     """Whether the best rate is the lowest or the highest of those tried, so that a better one may lie beyond."""
     return float(rate["learning_rate"]) in (min(map(float, rate["tried"])), max(map(float, rate["tried"])))
+
+
+def _entry(known: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """What the file will say of a method: the best of all that was tried on these seeds and sets, the lowest first."""
+    alike = all(set(known.get(key, [])) == set(own[key]) for key in ("seeds", "datasets"))
+    tried = dict(sorted({**(known["tried"] if alike else {}), **own["tried"]}.items()))
+    return {"learning_rate": min(tried, key=lambda rate: tried[rate]), **own, "tried": tried}
 
 
 def _search(methods: Sequence[str]) -> str:

@@ -13,7 +13,8 @@ import pytest
 
 from scripts import capacity, make
 from scripts.config import ROOT
-from scripts.study.runs import Store
+from scripts.study.runs import Run, Store
+from scripts.study.settings import refuse
 from scripts.variables import overrides
 
 ROW = "[{label: A, method: lora, overrides: ['method.r=1'], rate: 0.01}]"
@@ -44,6 +45,29 @@ def test_the_study_is_a_variable_of_make() -> None:
         (["capacity.facts.count=9"], "error: capacity.facts.count=9 makes another study; give it a name too, e.g. "),
         (["capacity.name=a/b"], "error: capacity.name=a/b is refused: "),
         (["seed=3"], "error: seed=3 would have no effect: each run has its own; use capacity.seeds."),
+        (["seeds=[7,8]"], "error: seeds=[7,8] would have no effect: each run has its own; use capacity.seeds."),
+        (["methods=[mos_r8]"], "error: methods=[mos_r8] would have no effect: each run has its own; use capacity.rows"),
+        (
+            ["rates=own"],
+            "error: rates=own would have no effect: each row has its own; use `rate` in capacity.rows.",
+        ),
+        (["trainer.learning_rate=1e-3"], "error: trainer.learning_rate=1e-3 would have no effect: use capacity.optim"),
+        (["dataset=cot"], "error: dataset=cot would have no effect: what is learned are facts; use capacity.facts."),
+        (["models={7b: local}"], "error: models={7b: local} would have no effect: a study has one; use model."),
+        (["launcher=slurm"], "error: launcher=slurm would have no effect: runs are trained on this machine; use work"),
+        (["limit=40"], "error: limit=40 would have no effect: a study reads capacity, model, local_model, profile, "),
+        (["wandb.project=x"], "error: wandb.project=x would have no effect: a study reads "),
+        (["benchmark=[mmlu]"], "error: benchmark=[mmlu] would have no effect: a study reads "),
+        (["preflight=none"], "error: preflight=none would have no effect: a study reads "),
+        (
+            [*NAMED, ONE_ROW[1].replace("method.r=1", "trainer.warmup_ratio=0"), *ONE_ROW[2:]],
+            "error: The row 'A' of capacity.rows is refused: its override trainer.warmup_ratio=0 does not begin with ",
+        ),
+        (
+            [*NAMED, ONE_ROW[1].replace("method.r=1", "method.config.target_modules=all-linear"), *ONE_ROW[2:]],
+            "error: The row 'A' of capacity.rows is refused: capacity.targets=['down_proj'] would replace "
+            "method.config.target_modules=all-linear; leave one of the two out.",
+        ),
         (
             [*NAMED, "capacity.optimizer.steps=0"],
             "error: capacity.optimizer.steps=0 is refused: input should be greater than 0",
@@ -77,6 +101,25 @@ def test_what_is_wrong_is_one_sentence(
     assert said.startswith(sentence)
     assert "\n" not in said
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("capacity=full", "capacity.name=mine", "model=llama2_7b", "model.name=x", "+model.attention_inputs=[a]"),
+        *("local_model=here", "profile=smol", "runs_dir=a", "cache_dir=b", "results_dir=c", "workers=2", "dry=true"),
+        *("hydra.verbose=true", "hydra/job_logging=none"),
+    ],
+)
+def test_what_a_study_reads_may_be_given(override: str) -> None:
+    refuse([override])
+
+
+def test_layers_of_a_row_s_own_stay() -> None:
+    row = ONE_ROW[1].replace("method.r=1", "method.config.target_modules=[q_proj]")
+    store = Store(["profile=micro", "capacity=full", *NAMED, row, *ONE_ROW[2:]])
+    store.check()
+    assert store.config(Run("A", 1, 0.01, 6)).method.config.target_modules == ["q_proj"]
 
 
 def test_a_dry_study_writes_nothing(

@@ -1,13 +1,15 @@
 """Intervals over seeds cover what they say; the rank of LoRA that stores as much is found on simulated curves."""
 
-from math import isnan
+from math import isnan, log2
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from scripts.config import ROOT
 from scripts.study import intervals
 
 RANKS = [1, 2, 4, 8, 16, 64]
@@ -81,6 +83,36 @@ def test_outside_the_curve_its_ends_are_returned(stored: list[float]) -> None:
 def test_a_full_row_equals_the_first_full_rank() -> None:
     """With so few facts that LoRA 4 holds all of them, MoS does not become worth LoRA 64."""
     assert intervals.equal_rank(RANKS, [40.0, 80.0, 100.0, 100.0, 100.0, 100.0], 100.0) == 4
+
+
+@pytest.mark.parametrize("target", [99.0, 99.96, 100.0])
+def test_what_is_as_good_as_full_counts_as_full(target: float) -> None:
+    """Nearly full ranks differ by noise; a row that is full too equals the first of them, not one between them."""
+    assert intervals.equal_rank([1, 2, 4, 8], [40.0, 80.0, 99.90, 99.95], target) == 4
+
+
+def test_seeds_that_only_bound_the_rank_are_counted() -> None:
+    """A seed above the whole curve, one that is full where the curve is, one below it, and one inside."""
+    curves = [[40.0, 80.0], [40.0, 100.0], [40.0, 80.0], [40.0, 80.0]]
+    found = intervals.parity([1, 2], curves, [90.0, 99.5, 30.0, 60.0])
+    assert (found.above, found.below, found.count) == (2, 1, 4)
+    assert found.mean == pytest.approx(2 ** ((1 + 1 + 0 + 0.5) / 4))
+
+
+def test_seeds_at_the_highest_point_of_the_curve_are_bounds_and_at_the_lowest_are_none() -> None:
+    found = intervals.parity([1, 2, 4], [[40.0, 80.0, 70.0]] * 2, [80.0, 40.0])
+    assert (found.above, found.below) == (1, 0)
+
+
+@pytest.mark.parametrize(("label", "rank", "low", "high"), [("MoS e=2", 2.5, 2.4, 2.7), ("MoS e=8", 11.0, 10.3, 11.8)])
+def test_the_parity_of_the_full_study(label: str, rank: float, low: float, high: float) -> None:
+    runs = pd.read_csv(ROOT / "results/capacity/micro_7b/full.csv").query("part == 'reported'")
+    bits = (runs.bits_per_parameter * runs.parameters).rename("stored") * 100 / (4096 * log2(64))
+    by_row = pd.concat([runs[["label", "seed"]], bits], axis=1).pivot(index="seed", columns="label", values="stored")
+    curves = by_row[[f"LoRA {r}" for r in RANKS]].to_numpy().tolist()
+    found = intervals.parity(RANKS, curves, by_row[label].tolist())
+    assert [round(number, 1) for number in (found.mean, found.low, found.high)] == [rank, low, high]
+    assert (found.above, found.below, found.count) == (0, 0, 5)
 
 
 @given(st.lists(st.integers(0, 6), min_size=6, max_size=6), st.integers(0, 24))

@@ -2,13 +2,15 @@
 
 import io
 import math
+import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from scripts.study import plan, render, summary
+from scripts.study import figure, plan, render, summary
+from scripts.study.intervals import Parity
 from scripts.study.runs import Result, Run, Store
 from scripts.study.settings import StudySettings
 
@@ -114,7 +116,71 @@ def test_a_rate_at_the_edge_of_its_grid_is_marked(store: Store, monkeypatch: pyt
     assert f"{best:.3g}*" in render.markdown(store.study, results, "micro")
 
 
-def test_eight_times_is_judged_by_its_interval() -> None:
-    says = [render._eightfold(render.Estimate(8.0, low, high, 5)) for low, high in [(8, 9), (1, 7.9), (7, 9)]]
-    assert says == ["holds", "does not hold", "cannot tell"]
-    assert render._eightfold(render.Estimate(8.0, math.nan, math.nan, 1)) == "cannot tell"
+@pytest.mark.parametrize(
+    ("low", "high", "above", "below", "says"),
+    [
+        (8, 9, 0, 0, "holds"),
+        (8, 9, 2, 0, "holds"),
+        (8, 9, 0, 1, "cannot tell"),
+        (1, 7.9, 0, 0, "does not hold"),
+        (1, 7.9, 0, 2, "does not hold"),
+        (1, 7.9, 1, 0, "cannot tell"),
+        (7, 9, 0, 0, "cannot tell"),
+        (math.nan, math.nan, 0, 0, "cannot tell"),
+    ],
+)
+def test_eight_times_is_judged_by_its_interval(low: float, high: float, above: int, below: int, says: str) -> None:
+    """A seed that is only a bound speaks neither against a higher rank, nor for a lower one."""
+    assert render._eightfold(Parity(8.0, low, high, 5, above, below)) == says
+
+
+def parity_cells(store: Store, bits: dict[str, float]) -> tuple[list[str], str]:
+    """The line of MoS in the table of equal ranks, and the note below."""
+    page = render.markdown(store.study, simulated(store.study, bits), "micro")
+    section = page.partition("## The rank of LoRA")[2].partition("\n## ")[0]
+    line = next(line for line in section.splitlines() if line.startswith("| MoS"))
+    return [cell.strip() for cell in line.strip("|").split("|")], section
+
+
+@pytest.mark.parametrize(
+    ("stored", "rank", "says"),
+    [
+        (
+            200.0,
+            r"[12]\.\d",
+            "or 99% of all bits, is a lower bound, and one below the lowest an upper bound; none is here.",
+        ),
+        (500.0, r"at least 4\.0", "; here 3 of 3 seeds of MoS are lower bounds."),
+        (50.0, r"at most 1\.0", "; here 3 of 3 seeds of MoS are upper bounds."),
+    ],
+)
+def test_a_rank_that_is_a_bound_says_so(store: Store, stored: float, rank: str, says: str) -> None:
+    cells, section = parity_cells(store, STORED | {"MoS": stored})
+    assert re.fullmatch(rank, cells[1])
+    assert says in section
+
+
+def test_rows_full_as_lora_is_are_a_bound_and_decide_nothing(store: Store) -> None:
+    cells, section = parity_cells(store, STORED | {"LoRA 4": 995.0, "MoS": 996.0})
+    assert cells[1] == "at least 4.0"
+    assert cells[5] == "cannot tell"
+    assert "3 of 3 seeds of MoS are lower bounds" in section
+
+
+def test_the_page_says_where_the_rates_are_from(store: Store) -> None:
+    assert "The rate was chosen on a seed of its own; * the best one tried" in render.markdown(store.study, {}, "micro")
+    fixed = store.study.model_copy(update={"search_seed": None})
+    page = render.markdown(fixed, {}, "micro")
+    assert "chosen on a seed" not in page
+    assert "The rates are those of the study's yaml; nothing was searched on this base model for it." in page
+
+
+def test_every_curve_is_drawn(store: Store) -> None:
+    """Of a yaml with more curves than LoRA's and MoS's."""
+    rows = [row.model_copy(update={"curve": f"curve {i}"}) for i, row in enumerate(store.study.rows)]
+    study = store.study.model_copy(update={"rows": rows})
+    drawn = figure.draw(summary.lines(study, simulated(study, STORED)), "svg").decode()
+    for i, row in enumerate(rows):
+        assert f">curve {i}<" in drawn
+        assert f">{row.label}<" in drawn
+    assert len({colour for colour in figure.CURVES if colour in drawn}) == len(rows)

@@ -56,3 +56,35 @@ def test_benchmarks_that_a_narrower_table_leaves_out_are_no_difference():
 
 def test_the_paper_s_profile_has_nothing_to_say():
     assert notes.differences(compose(["profile=paper", "table=table2"])) == []
+
+
+def rate(learning_rate, seeds, datasets):
+    tried = {learning_rate / 3: 2.0, learning_rate: 1.0, learning_rate * 3: 2.0}
+    return {"learning_rate": learning_rate, "seeds": seeds, "datasets": datasets, "tried": tried}
+
+
+@pytest.mark.parametrize(
+    ("found", "says"),
+    [
+        (
+            {"lora_r2": rate(0.1, [8, 7], ["cot", "flan_v2"]), "mos_r8": rate(0.2, [7, 8], ["flan_v2", "cot"])},
+            "Learning rate: each method's own (`rates=own`), with the lowest validation loss (cot, flan_v2) of those "
+            "tried on seeds that the table does not report (7, 8): `lora_r2` 0.1, `mos_r8` 0.2.",
+        ),
+        (
+            {"lora_r2": rate(0.1, [7], ["cot"]), "mos_r4": rate(0.2, [8], ["cot"]), "mos_r8": rate(0.3, [7], ["cot"])},
+            "Learning rate: each method's own (`rates=own`), with the lowest validation loss of those tried on seeds "
+            "that the table does not report: on cot (seeds: 7) `lora_r2` 0.1, `mos_r8` 0.3; on cot (seeds: 8) `mos_r4` "
+            "0.2.",
+        ),
+        (
+            {"lora_r2": rate(0.1, [7], ["cot", "flan_v2"]), "mos_r8": rate(0.2, [7], ["cot"])},
+            "that the table does not report: on cot, flan_v2 (seeds: 7) `lora_r2` 0.1; on cot (seeds: 7) `mos_r8` 0.2.",
+        ),
+    ],
+)
+def test_each_method_s_own_search_is_said(monkeypatch, found, says):
+    monkeypatch.setattr(notes, "own_rates", lambda cfg, overrides, methods: {m: found[m] for m in methods})
+    trained = [SimpleNamespace(cell=SimpleNamespace(method=method, dataset="cot")) for method in found]
+    [note] = notes.learning_rates(SimpleNamespace(rates="own"), [], trained)
+    assert note.endswith(says)

@@ -3,12 +3,22 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import BrokenExecutor
+from math import inf, nan
 from pathlib import Path
+from typing import Any
 
 import pytest
+from omegaconf import DictConfig, OmegaConf
 
-from scripts.config import ROOT, compose
-from scripts.table import grid, notes, rates, search
+from data_prep import sources
+from data_prep.download import raw_folder
+from scripts import search as command
+from scripts.cell.training import train
+from scripts.command import sentence
+from scripts.config import ROOT, compose, refuse_lost
+from scripts.table import grid, local, notes, rates, search
 from scripts.table.experiment import results_folder
 
 
@@ -77,7 +87,7 @@ def searched(overrides: list[str]) -> list[str]:
             finish(combination, {("cot", 1000): loss})
     ranked = search.ranking(combinations)
     assert list(ranked.method) == [name for name in METHODS for _ in range(3)]
-    rates.keep(rates.rates_file(cfg, own), search.best_rates(cfg, ranked))
+    rates.keep(rates.rates_file(cfg, own), search.tried_rates(cfg, ranked))
     return overrides
 
 
@@ -156,7 +166,7 @@ def test_another_search_adds_its_methods(searched: list[str], tmp_path: Path) ->
     before = rates.rates_file(compose(searched), searched).read_text(encoding="utf-8")
     path = tmp_path / "rates.yaml"
     path.write_text(before, encoding="utf-8")
-    rates.keep(path, {"vera_r256": {"learning_rate": 0.1, "seeds": [7], "datasets": ["cot"], "tried": {0.1: 1.0}}})
+    rates.keep(path, {"vera_r256": {"seeds": [7], "datasets": ["cot"], "tried": {0.1: 1.0}}})
     after = path.read_text(encoding="utf-8")
     assert after.startswith(before)
     assert "vera_r256" in after
@@ -164,7 +174,7 @@ def test_another_search_adds_its_methods(searched: list[str], tmp_path: Path) ->
 
 def test_a_search_of_other_settings_gives_no_rates() -> None:
     ranked = search.pd.DataFrame([{"method": "mos", "method.r": 8, "mean": 1.0}])
-    assert search.best_rates(compose(["search=mos"]), ranked) == {}
+    assert search.tried_rates(compose(["search=mos"]), ranked) == {}
 
 
 def test_a_dry_search_lists_its_runs_and_trains_none(tmp_path: Path) -> None:
@@ -184,3 +194,201 @@ def test_a_dry_search_lists_its_runs_and_trains_none(tmp_path: Path) -> None:
     assert last == "3 runs to train, of 3"
     assert all(line.startswith("method=lora_r8 trainer.learning_rate=") for line in listed)
     assert not (tmp_path / "runs").exists()
+
+
+def kept(path: Path, tried: dict[float, float], seeds: Sequence[int] = (7,), sets: Sequence[str] = ("cot",)) -> Any:
+    """What the file says of a method after another search of it."""
+    rates.keep(path, {"mos": {"seeds": list(seeds), "datasets": list(sets), "tried": tried}})
+    return OmegaConf.to_container(OmegaConf.load(path))["mos"] if path.is_file() else None  # type: ignore[index,call-overload]
+
+
+def test_other_rates_on_the_same_seeds_and_sets_are_added(tmp_path: Path) -> None:
+    path = tmp_path / "rates.yaml"
+    kept(path, {0.001: 1.5, 2e-05: 1.0}, [7, 8], ["cot", "flan_v2"])
+    worse = kept(path, {0.1: 3.0}, [8, 7], ["flan_v2", "cot"])
+    assert (worse["learning_rate"], worse["tried"]) == (2e-05, {2e-05: 1.0, 0.001: 1.5, 0.1: 3.0})
+    assert rates.at_the_edge(worse)
+    again = kept(path, {2e-05: 2.0}, [7, 8], ["cot", "flan_v2"])  # a rate tried again: the new value
+    assert (again["learning_rate"], again["tried"][2e-05]) == (0.001, 2.0)
+    assert not rates.at_the_edge(again)
+
+
+@pytest.mark.parametrize(("seeds", "sets"), [([9], ["cot"]), ([7], ["flan_v2"]), ([7], ["cot", "flan_v2"])])
+def test_a_search_on_other_seeds_or_sets_replaces(tmp_path: Path, seeds: list[int], sets: list[str]) -> None:
+    path = tmp_path / "rates.yaml"
+    kept(path, {0.001: 1.0})
+    after = kept(path, {0.1: 3.0}, seeds, sets)
+    assert after == {"learning_rate": 0.1, "seeds": seeds, "datasets": sets, "tried": {0.1: 3.0}}
+
+
+def test_rates_that_diverge_are_kept_as_infinite_and_never_chosen(tmp_path: Path) -> None:
+    path = tmp_path / "rates.yaml"
+    assert kept(path, {0.1: inf}) is None
+    kept(path, {0.001: 2.0, 0.01: 1.0})
+    after = kept(path, {0.1: inf})
+    assert (after["learning_rate"], after["tried"]) == (0.01, {0.001: 2.0, 0.01: 1.0, 0.1: inf})
+    assert "0.1: .inf" in path.read_text(encoding="utf-8")
+    assert not rates.at_the_edge(after)
+    assert kept(path, {0.1: inf}, seeds=[9]) == after  # no rate would replace one
+
+
+Result = Callable[[DictConfig], float | str]  # a run's validation loss, or the sentence that it ended with
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
+    """`run(result, *overrides)`: the command, its runs trained by `result`; what it exits with (None: 0)."""
+    usual = ["profile=smol", "methods=[lora_r2,mos_r8]", "search.datasets=[cot]", GRID]
+    monkeypatch.chdir(tmp_path)  # and no places in the overrides: configs are composed once for all tests
+    search.runs.load.cache_clear()
+
+    def call(result: Result, *overrides: str) -> Any:
+        def launch(common: list[str], jobs: list[list[str]], *_: object) -> list[str]:
+            failed = []
+            for job in jobs:
+                cfg = compose([*common, *job])
+                ended = result(cfg)
+                if isinstance(ended, str):
+                    failed.append(f"{' '.join(job)}: {ended}")
+                else:
+                    path = search.runs.run_dir(cfg)
+                    path.mkdir(parents=True)
+                    (path / "run.json").write_text(json.dumps({"metrics": {"eval_loss": ended}}))
+                    (path / "config.yaml").write_text("{}")
+            return failed
+
+        monkeypatch.setattr(search, "launch", launch)
+        monkeypatch.setattr(search, "trainable_parameters", lambda cfg: 1)  # the shapes are found in other tests
+        monkeypatch.setattr(sources, "downloaded", download)
+        monkeypatch.setattr(sys, "argv", ["search", *usual, *overrides])
+        try:
+            command.main()
+        except SystemExit as ended:
+            return ended.code
+        return None
+
+    return call
+
+
+def download(source: DictConfig, cache_dir: Path) -> Path:
+    """The training set, as if from the network."""
+    folder = raw_folder(source, cache_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    for [name] in source.files.values():
+        (folder / name).write_text("{}")
+    return folder
+
+
+def by_rate(cfg: DictConfig) -> float:
+    """0.001 is the best of `GRID`."""
+    return abs(float(cfg.trainer.learning_rate) - 0.001)
+
+
+DIVERGED = "The loss is nan at step 3; lower trainer.learning_rate (now 0.003) and start again."
+
+
+def written(tmp_path: Path) -> Any:
+    return OmegaConf.to_container(OmegaConf.load(tmp_path / "results/smol/rates.yaml"))
+
+
+def test_data_that_is_downloaded_first_is_part_of_the_runs_keys(
+    run: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(by_rate) is None
+    assert {own["learning_rate"] for own in written(tmp_path).values()} == {0.001}
+    capsys.readouterr()
+    assert run(by_rate, "dry=true") is None  # all are found again
+    assert capsys.readouterr().out.strip() == "0 runs to train, of 6"
+
+
+def test_data_that_cannot_be_had_ends_the_search_before_it_trains(run: Callable[..., Any], tmp_path: Path) -> None:
+    one = ["methods=[lora_r2]", "search.grid.trainer.learning_rate=[0.001]"]
+    said = run(lambda cfg: pytest.fail("it trains"), f"data={tmp_path}", *one)
+    assert said.startswith(f"error: {tmp_path}/train/cot is not a folder: data={tmp_path} must hold train/cot")
+
+
+def test_an_unknown_launcher_ends_it_before_data_is_fetched() -> None:
+    with pytest.raises(ValueError, match="Unknown launcher 'slurn'"):
+        search.prepare(compose(["launcher=slurn"]), [])
+
+
+def test_a_rate_at_which_training_diverges_is_ranked_last_and_kept(
+    run: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def result(cfg: DictConfig) -> float | str:
+        if cfg.trainer.learning_rate < 0.003 or cfg.seed == 1001:
+            return by_rate(cfg)
+        return nan if cfg.method.name == "mos_r8" else DIVERGED  # the last step can be the one that diverges
+
+    assert run(result, "search.seeds=[1000,1001]") is None
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1:3] for line in lines if " inf " in line] == [["lora_r2", "0.003"], ["mos_r8", "0.003"]]
+    assert [own["learning_rate"] for own in written(tmp_path).values()] == [0.001, 0.001]
+    assert written(tmp_path)["mos_r8"]["tried"] == {0.0003: pytest.approx(0.0007), 0.001: 0.0, 0.003: inf}
+    assert not any(rates.at_the_edge(own) for own in written(tmp_path).values())
+
+
+def test_a_method_that_always_diverges_has_no_rate(
+    run: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(lambda cfg: DIVERGED if cfg.method.name == "mos_r8" else by_rate(cfg)) is None
+    assert list(written(tmp_path)) == ["lora_r2"]
+    assert "No rate of mos_r8 is kept: training diverged at all of these." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_another_failure_ends_with_1_after_the_other_methods_are_kept(
+    run: Callable[..., Any], tmp_path: Path, broken: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The jobs of lora_r2 come first; a killed worker takes what is left with it."""
+
+    def result(cfg: DictConfig) -> float | str:
+        if cfg.method.name == "mos_r8" and cfg.trainer.learning_rate == 0.003:
+            if broken:
+                raise BrokenExecutor
+            return "No space left on device"
+        return by_rate(cfg)
+
+    said = str(run(result))
+    assert said.startswith("error: 1 of 6 runs failed:\n")
+    assert ("A worker was killed" if broken else "No space left on device") in said
+    assert list(written(tmp_path)) == ["lora_r2"]
+    assert "mos_r8" not in capsys.readouterr().out
+    assert run(by_rate) is None
+    assert list(written(tmp_path)) == ["lora_r2", "mos_r8"]
+
+
+def test_where_every_method_lacks_a_run_nothing_is_ranked(run: Callable[..., Any], tmp_path: Path) -> None:
+    assert str(run(lambda cfg: "No space left on device")).startswith("error: 6 of 6 runs failed:\n")
+    assert not (tmp_path / "results").exists()
+
+
+def test_divergence_is_known_by_the_trainer_s_sentence(tiny: Callable[..., DictConfig]) -> None:
+    with pytest.raises(FloatingPointError) as raised:
+        train(tiny("trainer.learning_rate=1e30"))
+    assert search.DIVERGED.fullmatch(f"method=lora seed=1: {sentence(raised.value)}")
+    assert local._line(["method=lora", "seed=1"], local.train_one, "x") == "method=lora seed=1: x"
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("trainer.learning_rate=0.5", "use search.grid.trainer.learning_rate=[0.5]."),
+        ("rates=own", "a search finds the rates; use search.grid.trainer.learning_rate for those to try."),
+        ("seeds=[1,2]", "use search.seeds=[1,2]."),
+    ],
+)
+def test_what_a_search_would_replace_is_refused(
+    run: Callable[..., Any], tmp_path: Path, override: str, sentence: str
+) -> None:
+    said = run(lambda cfg: pytest.fail("it trains"), override)
+    assert said.startswith(f"error: {override} would have no effect: ")
+    assert said.endswith(sentence)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_search_of_other_settings_refuses_its_own() -> None:
+    meant = search.replaced(compose(["search=mos"]))
+    refuse_lost(["trainer.learning_rate=0.5"], meant)
+    with pytest.raises(ValueError, match=r"method.r=16 would have no effect: .*; use search.grid.method.r=\[16\]\."):
+        refuse_lost(["method.r=16"], meant)
