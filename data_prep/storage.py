@@ -60,6 +60,11 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """The value of a JSON file in UTF-8."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def made_once(target: Path, fill: Callable[[Path], None]) -> Path:
     """Return the folder `target`. If it is not there yet, `fill` writes it.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
 
 from data_prep import micro, readers, storage
@@ -96,6 +97,11 @@ def untrained_loss(cfg: DictConfig, data_key: str) -> Path:
     arithmetic = {key: value for key, value in _plain(cfg.trainer).items() if key in ARITHMETIC}
     key = digest({"model": model_key(cfg.model), "trainer": arithmetic, "data": data_key})
     return Path(cfg.cache_dir) / "untrained" / f"{cfg.dataset.name}-{key}.json"
+
+
+def lock(path: Path, blocking: bool = True) -> FileLock:
+    """Held while a process works on the run directory `path`. Not `blocking`: Timeout if another one holds it."""
+    return FileLock(path / ".lock", blocking=blocking)
 
 
 def is_finished(path: Path) -> bool:

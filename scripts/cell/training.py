@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
 from peft import PeftModel, get_peft_model
 from transformers import (
@@ -194,7 +193,7 @@ def _claimed(path: Path, cfg: DictConfig) -> Iterator[None]:
     """
     team = PartialState()
     path.mkdir(parents=True, exist_ok=True)
-    with FileLock(path / ".lock") if team.is_main_process else nullcontext():
+    with runs.lock(path) if team.is_main_process else nullcontext():
         if team.is_main_process and not (path / "config.yaml").exists():  # its time says when the run first began
             storage.write_text(path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         team.wait_for_everyone()

@@ -1,6 +1,6 @@
 """The results of a study: every run as CSV; rows, claims, parity and convergence as Markdown; the figure."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import log2, nan
 from pathlib import Path
@@ -53,10 +53,11 @@ def markdown(study: StudySettings, results: Results, model: str) -> str:
         _rows_note(study),
     ]
     if study.parity:
+        found = {label: summary.parity(study, label, results) for label in study.parity}
         parts += [
             "## The rank of LoRA that stores as much",
-            pipe_table(PARITY, _parity(study, results)),
-            _parity_note(study, results),
+            pipe_table(PARITY, _parity(study, results, found)),
+            _parity_note(study, found),
         ]
     if study.claims:
         parts += ["## The paper's claims", pipe_table(CLAIMS, _claims(study, results)), CLAIMS_NOTE]
@@ -113,18 +114,18 @@ def _rows_note(study: StudySettings) -> str:
     )
 
 
-def _parity(study: StudySettings, results: Results) -> Iterator[Sequence[str]]:
-    for label in study.parity:
-        found, budget = summary.parity(study, label, results), _budget(study, label, results)
-        times = replace(found, mean=found.mean / budget, low=found.low / budget, high=found.high / budget)
+def _parity(study: StudySettings, results: Results, found: Mapping[str, Parity]) -> Iterator[Sequence[str]]:
+    for label, rank in found.items():
+        budget = _budget(study, label, results)
+        times = replace(rank, mean=rank.mean / budget, low=rank.low / budget, high=rank.high / budget)
         yield (
             label,
-            f"{_bound(found)}{found.mean:.1f}" if found.count else "",
-            f"{found.low:.1f} to {found.high:.1f}" if found.known else "",
-            f"{_bound(found)}{_shown(times, 2)}",
+            f"{_bound(rank)}{rank.mean:.1f}" if rank.count else "",
+            f"{rank.low:.1f} to {rank.high:.1f}" if rank.known else "",
+            f"{_bound(rank)}{_shown(times, 2)}",
             f"{PAPER}",
             _eightfold(times),
-            str(found.count),
+            str(rank.count),
         )
 
 
@@ -133,9 +134,8 @@ def _bound(found: Parity) -> str:
     return "" if bool(found.above) == bool(found.below) else "at least " if found.above else "at most "
 
 
-def _parity_note(study: StudySettings, results: Results) -> str:
+def _parity_note(study: StudySettings, found: Mapping[str, Parity]) -> str:
     ranks = ", ".join(str(row.rank) for row in study.ranks)
-    found = {label: summary.parity(study, label, results) for label in study.parity}
     outside = [
         f"{count} of {parity.count} seeds of {label} are {side} bounds"
         for label, parity in found.items()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from omegaconf import OmegaConf
 
 from data_prep.storage import new_folder, write_bytes
@@ -59,7 +59,7 @@ def unpack(file: Path, target: Path) -> bool:
     if runs.is_finished(path):
         return False
     try:
-        with FileLock(path / ".lock", blocking=False) if path.exists() else nullcontext():
+        with runs.lock(path, blocking=False) if path.exists() else nullcontext():
             if runs.is_finished(path):  # meanwhile
                 return False
             whole = io.BytesIO(lzma.decompress(file.read_bytes()))  # at once, since it ends with a checksum

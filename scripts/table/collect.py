@@ -1,6 +1,5 @@
 """Reads finished and evaluated runs from disk: what the renderer needs, and a file of provenance per cell."""
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +9,7 @@ from typing import Any
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
+from data_prep.storage import read_json
 from eval import predictions
 from eval.session import EVALUATION_CODE
 from scripts.cell import runs, served
@@ -32,7 +32,7 @@ class Result:
     def metrics(self) -> dict[str, dict[str, Any]]:
         """Content of `metrics.json` per benchmark."""
         return {
-            name: _json(folder / "metrics.json")
+            name: read_json(folder / "metrics.json")
             for name, folder in zip(self.cell.benchmarks, self.folders, strict=True)
         }
 
@@ -59,7 +59,7 @@ class Result:
         timings = {
             name: folder / "timing.json" for name, folder in zip(self.cell.benchmarks, self.folders, strict=True)
         }
-        evaluation = {name: _json(path)["seconds"] for name, path in timings.items() if path.exists()}
+        evaluation = {name: read_json(path)["seconds"] for name, path in timings.items() if path.exists()}
         return {"training": self.run.info.get("seconds", 0.0), **evaluation}
 
 
@@ -170,7 +170,3 @@ def _by_seed(parts: Mapping[int, pd.DataFrame], columns: Sequence[str]) -> pd.Da
     own = [column for column in columns if column in next(iter(indexed.values()))]
     whole = pd.concat({seed: part[own] for seed, part in indexed.items()}, axis=1, names=["seed", "column"])
     return whole.swaplevel(axis=1).sort_index().sort_index(axis=1)
-
-
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))

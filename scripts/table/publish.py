@@ -1,6 +1,5 @@
 """Published results: what a user has made, checked for its provenance and put where the repository keeps results."""
 
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from math import isclose
@@ -10,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from data_prep.storage import new_folder
+from data_prep.storage import new_folder, read_json
 from scripts.config import ROOT, choices
 from scripts.table.rates import RATES
 from scripts.table.summary import AVERAGE, LOSS
@@ -25,7 +24,7 @@ Line = dict[str, str]  # of a table's CSV
 def results_to_read(own: Path, profile: str) -> Path:
     """The folder of a profile's results to show: one's own tables, or the published ones where there are none.
 
-    own: the results folder of the config, e.g. `results`
+    own: the results folder of the config, e.g. `results`;  profile: or an experiment of it, e.g. `smol/rates=own`
     """
     mine, published = own / profile, PUBLISHED / profile
     return published if published.is_dir() and not any(mine.glob("*.csv")) else mine
@@ -55,7 +54,7 @@ def publish(results: Path, target: Path) -> list[str]:
             copy = folder / path.relative_to(results)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
-        for name in tables_in(folder):
+        for name in set(tables_in(folder)) - set(tables):  # they stay: their cells must not have been replaced
             cells_behind(folder, name)
     return tables
 
@@ -78,8 +77,8 @@ def cells_behind(results: Path, table: str) -> dict[Path, dict[str, Any]]:
     times = results / f"{table}{TIMES}"
     if not times.is_file():
         raise FileNotFoundError(f"{times}, which names the runs of {table}, is not there; make the table again.")
-    runs = _json(times)["cells"]
-    found = {path: cell for path in sorted(results.glob("cells/*/*.json")) if (cell := _json(path))["run"] in runs}
+    runs = read_json(times)["cells"]
+    found = {path: cell for path in sorted(results.glob("cells/*/*.json")) if (cell := read_json(path))["run"] in runs}
     for line in _measured(results / f"{table}.csv"):
         own = [cell for cell in found.values() if (cell["method"], str(cell["seed"])) == (line["method"], line["seed"])]
         if line["column"] != AVERAGE and (other := _disagreement(line, own)):
@@ -143,7 +142,3 @@ def _replaced(results: Path, target: Path, tables: Sequence[str]) -> Iterator[st
 def _files(results: Path, tables: Sequence[str]) -> Iterator[Path]:
     names = [f"{name}{end}" for name in tables for end in ENDS]
     yield from (path for name in [*names, CLAIMS, RATES] if (path := results / name).is_file())
-
-
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))

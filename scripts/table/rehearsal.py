@@ -38,12 +38,20 @@ def rehearse(cfg: DictConfig, overrides: Sequence[str]) -> None:
         benchmarks.prompting(config, cfg.evaluation.variant, chat=True)
     for name in shown:
         load_benchmark(cfg, name)
-    for name in cfg.table.datasets:
+    fetch_training_sets(cfg, overrides, cfg.table.datasets)
+    drawn(cfg, dry_entries(cfg), shown[:1], {}, notes.differences(cfg))
+
+
+def fetch_training_sets(cfg: DictConfig, overrides: Sequence[str], names: Sequence[str]) -> None:
+    """Have the raw files of these training sets on disk, on whose content the keys of runs depend.
+
+    Raises what `data_prep.sources.locate` and `held` raise, for files that cannot be had.
+    """
+    for name in names:
         source = compose([*overrides, f"dataset={name}"]).dataset.source
         if source.messages is None:
             locate(source, cfg.data, Path(cfg.cache_dir))
         held(source, cfg.data, Path(cfg.cache_dir))
-    drawn(cfg, dry_entries(cfg), shown[:1], {}, notes.differences(cfg))
 
 
 def check_launcher(cfg: DictConfig) -> None:

@@ -14,14 +14,13 @@ import pandas as pd
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig
 
-from data_prep.sources import held, locate
 from scripts.cell import runs
 from scripts.cell.parameters import trainable_parameters
 from scripts.command import sentence
 from scripts.config import compose
 from scripts.table.launch import launch
 from scripts.table.rates import SETTING, keep, rates_file
-from scripts.table.rehearsal import check_launcher
+from scripts.table.rehearsal import check_launcher, fetch_training_sets
 
 # The line of a run whose loss stopped being a number: its overrides, and what `CellTrainer` says.
 DIVERGED = re.compile(r"(?P<job>.*): The loss is (nan|-?inf) at step \d+; .*")
@@ -77,16 +76,12 @@ def untrained(found: Sequence[Combination]) -> dict[Path, list[str]]:
 
 
 def prepare(cfg: DictConfig, overrides: Sequence[str]) -> None:
-    """What a search does before its first run: it fetches the training sets, on whose content the runs' keys depend.
+    """What a search does before its first run: it looks for the launcher and fetches the training sets.
 
-    Raises ValueError for an unknown launcher, and what `data_prep.sources.locate` raises.
+    Raises ValueError for an unknown launcher, and as `fetch_training_sets`.
     """
     check_launcher(cfg)
-    for name in cfg.search.datasets:
-        source = compose([*overrides, f"dataset={name}"]).dataset.source
-        if source.messages is None:
-            locate(source, cfg.data, Path(cfg.cache_dir))
-        held(source, cfg.data, Path(cfg.cache_dir))
+    fetch_training_sets(cfg, overrides, cfg.search.datasets)
 
 
 def train(cfg: DictConfig, overrides: Sequence[str], missing: dict[Path, list[str]]) -> tuple[list[str], set[Path]]:

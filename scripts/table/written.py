@@ -1,6 +1,5 @@
 """What a results folder holds: its tables and the trained cells behind them, read back for the page."""
 
-import json
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 import pandas as pd
 from omegaconf import DictConfig
 
+from data_prep.storage import read_json
 from scripts.config import choices, compose
 from scripts.table import grid
 from scripts.table.grid import Row
@@ -52,10 +52,7 @@ def load_tables(profile: str, results: Path) -> list[Table]:
 
 def load_trained(results: Path, own_runs: Path, rows: Sequence[Row]) -> Iterator[Trained]:
     """The trained cells behind the tables, in the order of the rows, from what the results say of each."""
-    cells = [
-        (path.parent.name, json.loads(path.read_text(encoding="utf-8")))
-        for path in sorted(results.glob("cells/*/*.json"))
-    ]
+    cells = [(path.parent.name, read_json(path)) for path in sorted(results.glob("cells/*/*.json"))]
     for row in dict.fromkeys(rows):
         for model, cell in cells:
             if cell["method"] in row.methods and cell["dataset"] is not None:
@@ -80,7 +77,7 @@ def _load_table(profile: str, results: Path, name: str) -> Table:
 
 def unversioned(results: Path, methods: Collection[str]) -> list[str]:
     """A note on cells from before methods had versions: what their code did cannot be told from a number."""
-    cells = [_json(path) for path in sorted(results.glob("cells/*/*.json"))]
+    cells = [read_json(path) for path in sorted(results.glob("cells/*/*.json"))]
     mine = [cell["config"]["method"] for cell in cells if cell["method"] in methods]
     old = sum("version" not in method for method in mine)
     return [f"Version of the method: not recorded in {old} of {len(mine)} cells."] if old else []
@@ -88,9 +85,5 @@ def unversioned(results: Path, methods: Collection[str]) -> list[str]:
 
 def labels(results: Path) -> dict[str, str]:
     """The name that each benchmark's data gives itself."""
-    cells = [_json(path) for path in sorted(results.glob("cells/*/*.json"))]
+    cells = [read_json(path) for path in sorted(results.glob("cells/*/*.json"))]
     return {name: found["label"] for cell in cells for name, found in cell["evaluation"].items()}
-
-
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))

@@ -64,9 +64,7 @@ def test_stratified_interval_leaves_out_the_spread_between_tasks() -> None:
     tasks = np.repeat(["easy", "hard"], 200)
     values = np.where(tasks == "easy", 100.0, 0.0)[None] + np.tile([-1.0, 1.0], 200)
     stratified = statistics.estimate(statistics.strata(values, tasks, per_task=True))
-    half = t.ppf(0.975, 398) * np.sqrt(
-        2 * 0.5**2 / 199
-    )  # each task has half of the weight, and items 1 point from its mean
+    half = t.ppf(0.975, 398) * np.sqrt(2 * 0.5**2 / 199)  # a task has half the weight, its items are 1 point off
     assert stratified.interval == pytest.approx((50.0 - half, 50.0 + half))
     low, high = statistics.estimate(statistics.strata(values, tasks, per_task=False)).interval
     assert high - low > 5
