@@ -8,7 +8,7 @@ from typing import Any
 
 from peft import LoraConfig, PeftConfig
 from peft.tuners.tuners_utils import check_target_module_exists
-from peft.utils import SAFETENSORS_WEIGHTS_NAME, load_peft_weights
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, load_peft_weights
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -33,7 +33,7 @@ def export_lora(adapter_dir: str | Path, out_dir: str | Path, *, check: PreTrain
     a few tokens. The model is left as it was.
 
     Raises:
-        FileNotFoundError: `adapter_dir` holds no adapter.
+        FileNotFoundError: `adapter_dir` holds no adapter, or one without its weights.
         FileExistsError: `out_dir` exists and is not empty.
         ValueError: the adapter's method has no export, its file is not consistent, or the check has failed.
     """
@@ -50,9 +50,17 @@ def export_lora(adapter_dir: str | Path, out_dir: str | Path, *, check: PreTrain
 
 
 def check_folders(adapter_dir: Path, out_dir: Path) -> None:
-    """Raises FileNotFoundError and FileExistsError as `export_lora` does."""
+    """Raises FileNotFoundError and FileExistsError as `export_lora` does.
+
+    Without weights in the folder PEFT would take its path for the name of a repository and ask the hub.
+    """
     if not (adapter_dir / "adapter_config.json").is_file():
         raise FileNotFoundError(f"{adapter_dir} holds no adapter_config.json. Name the folder of a saved adapter.")
+    if not any((adapter_dir / name).is_file() for name in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)):
+        raise FileNotFoundError(
+            f"{adapter_dir} holds a config but no weights ({SAFETENSORS_WEIGHTS_NAME}). Name a folder with both, or "
+            "train the adapter anew."
+        )
     if out_dir.exists() and any(out_dir.iterdir()):
         raise FileExistsError(f"{out_dir} is not empty. Remove it or name another folder.")
 

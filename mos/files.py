@@ -22,6 +22,27 @@ def block(name: str) -> str:
     return name.rpartition(".")[0]
 
 
+def check_index(name: str, index: Tensor) -> None:
+    """Raises ValueError for indices of a layer, (2, r, l), that name no shards.
+
+    A file may have gone through a cast or an average; torch would count negative ones from the end of the pool.
+    """
+    if index.is_floating_point() and (index.itemsize < 4 or not torch.equal(index, index.round())):
+        raise ValueError(
+            f"'{name}' holds {index.dtype} that are no indices any more. Cast and average pools alone, and leave the "
+            "tensors called mos_index as they are."
+        )
+    if (least := int(index.min())) < 0:
+        raise ValueError(f"'{name}' holds {least}, which names no shard: the file is damaged. Save the adapter anew.")
+
+
+def check_reach(name: str, pool: Tensor | None, last: int) -> None:
+    """Raises ValueError if a layer reads a shard that the pool in a file does not have; last: -1 if none reads any."""
+    held = 0 if pool is None else len(pool)
+    if last >= held:
+        raise ValueError(f"The file has {held} shards for '{name}', but a layer reads shard {last}: it is damaged.")
+
+
 def compact(index: Tensor) -> Tensor:
     """Indices (int32) as they are saved: int16 where that is wide enough."""
     fits = not index.is_meta and int(index.max()) <= torch.iinfo(torch.int16).max

@@ -12,7 +12,7 @@ from mos.common.model import LINEAR_LAYERS, LLAMA_LIKE, LowRankModel, shared
 from mos.common.parameters import Weight
 from mos.config import MosConfig
 from mos.experts import ParamWrapper
-from mos.files import compact
+from mos.files import check_index, check_reach, compact
 from mos.layer import MosLayer, MosLinear, Place
 from mos.names import layer_type
 from mos.targets import parameters, plan, resolve_all_linear
@@ -189,19 +189,3 @@ def reads_same(layer: MosLayer, other: MosLayer, adapter: str) -> bool:
         if replaced and not torch.equal(one.weight, two.weight):
             return False
     return True
-
-
-def check_index(name: str, index: Tensor) -> None:
-    """Raises ValueError for indices that have been averaged or rounded: a file may have gone through a cast."""
-    if index.is_floating_point() and (index.itemsize < 4 or not torch.equal(index, index.round())):
-        raise ValueError(
-            f"'{name}' holds {index.dtype} that are no indices any more. Cast and average pools alone, and leave the "
-            "tensors called mos_index as they are."
-        )
-
-
-def check_reach(name: str, pool: Tensor | None, last: int) -> None:
-    """Raises ValueError if a layer reads a shard that the pool in a file does not have; last: -1 if none reads any."""
-    held = 0 if pool is None else len(pool)
-    if last >= held:
-        raise ValueError(f"The file has {held} shards for '{name}', but a layer reads shard {last}: it is damaged.")

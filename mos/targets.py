@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from peft import LoraConfig
-from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import INCLUDE_LINEAR_LAYERS_SHORTHAND
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import nn
 
 from mos.common import private
+from mos.common.model import base_layer
 from mos.config import MosConfig
 from mos.experts import FLOATS, Stack, stack
 from mos.layer import Group, Place
@@ -127,10 +127,6 @@ def leave_out(config: MosConfig, kind: Kind) -> None:
     config.target_parameters = [
         target for target in config.target_parameters or () if not kind.names[0].endswith(f".{target}")
     ]
-
-
-def base_layer(module: nn.Module) -> nn.Module:
-    return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
 
 
 def lora_parameters(model: nn.Module) -> list[str]:

@@ -57,7 +57,7 @@ class LowRankModel(BaseTuner):
                 continue
             inside = f"{key}." if isinstance(module, BaseTunerLayer) else None
             if key in saved if state_dict else self._check_target_module_exists(config, key):
-                targets[key] = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+                targets[key] = base_layer(module)
                 check_linear(key, targets[key], **get_quantization_kwargs(model))
         return targets
 
@@ -102,7 +102,8 @@ class LowRankModel(BaseTuner):
     ) -> dict[str, Tensor]:
         """What is loaded, under the names in the model: for a shared parameter, under all of its names.
 
-        Loading copies a tensor once and meets the parameter itself at the other names, which costs nothing.
+        All names get the same tensor, so it does not matter whether loading copies it or puts it in the parameter's
+        place. It takes no memory; a copy writes the parameter once for each layer.
         """
         state = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         groups = shared(model, adapter_name)
@@ -111,8 +112,7 @@ class LowRankModel(BaseTuner):
         cls.accept(model, adapter_name, state)
         for each in groups:
             if found := next((key for key in each.keys if key in state), None):
-                own = state[found] if each.holder.weight.is_meta else each.holder.weight.data
-                state = dict.fromkeys(each.keys, own) | state
+                state = dict.fromkeys(each.keys, state[found]) | state
         return state
 
     @classmethod
@@ -150,6 +150,11 @@ class LowRankModel(BaseTuner):
         unknown = set(names) - self.peft_config.keys() - {"__base__"}
         if unknown:
             raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(sorted(unknown))}")
+
+
+def base_layer(module: nn.Module) -> nn.Module:
+    """The module itself, or what an earlier adapter wrapped."""
+    return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
 
 
 def check_in_reach(model: nn.Module, targets: dict[str, nn.Module]) -> None:

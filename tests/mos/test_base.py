@@ -68,6 +68,21 @@ def test_save_and_load_under_any_name(peft_model, tiny_llama, ids, tmp_path, low
     assert not any(p.requires_grad for p in loaded.parameters())
 
 
+@pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
+def test_a_file_replaces_an_adapter_of_other_values(peft_model, tiny_llama, config, ids, tmp_path, low_cpu_mem_usage):
+    peft_model.save_pretrained(tmp_path)
+    base = tiny_llama()
+    torch.manual_seed(7)  # after the base's, to draw other values
+    other = get_peft_model(base, config()).eval()
+    assert_different(other(ids).logits, peft_model(ids).logits)
+    for _ in range(2):
+        other.load_adapter(tmp_path, "default", low_cpu_mem_usage=low_cpu_mem_usage)
+        assert torch.equal(other(ids).logits, peft_model(ids).logits)
+    other.save_pretrained(tmp_path / "again")  # what layers share is one parameter as before
+    loaded = PeftModel.from_pretrained(tiny_llama(), tmp_path / "again")
+    assert torch.equal(loaded(ids).logits, peft_model(ids).logits)
+
+
 def test_transformers_loads_it(peft_model, tiny_llama, ids, tmp_path):
     peft_model.save_pretrained(tmp_path)
     loaded = tiny_llama()

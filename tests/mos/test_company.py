@@ -68,6 +68,10 @@ def drop_pool(tensors):
     del tensors[named(tensors, "mos_A")]
 
 
+def drop_other_pool(tensors):
+    del tensors[named(tensors, "mos_B")]
+
+
 def drop_index(tensors):
     del tensors[next(key for key in tensors if "layers.1" in key and key.endswith("q_proj.mos_index"))]
 
@@ -85,14 +89,26 @@ def two_pools(tensors):
     tensors[key.replace("layers.0", "layers.1")] = tensors[key] * 5
 
 
+def lower_index(tensors):
+    tensors[named(tensors, "up_proj.mos_index")].sub_(9)  # torch would count the negative ones from the end
+
+
+def average_one_side(tensors):
+    key = named(tensors, "up_proj.mos_index")
+    tensors[key] = torch.stack([tensors[key][0].float(), tensors[key][1] * 0.99])
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         (cut_pool, "it is damaged"),
-        (drop_pool, "it is damaged"),
+        (drop_pool, "it is damaged|not a whole adapter file"),
+        (drop_other_pool, "it is damaged"),
         (cast_indices, "no indices any more"),
         (average_indices, "no indices any more"),
-        (two_pools, "are one parameter here, but differ in the file"),
+        (average_one_side, "no indices any more"),
+        (lower_index, r"up_proj\.mos_index' holds -\d+.*damaged"),
+        (two_pools, "are one parameter here, but differ in the file|differ in width but not in layer type"),
     ],
 )
 def test_a_file_that_is_not_whole_is_refused(make, tiny_llama, tmp_path, change, said):
@@ -100,6 +116,9 @@ def test_a_file_that_is_not_whole_is_refused(make, tiny_llama, tmp_path, change,
     changed(tmp_path, change)
     with pytest.raises(ValueError, match=said):
         PeftModel.from_pretrained(tiny_llama(), tmp_path)
+    with pytest.raises(ValueError, match=said):
+        export_lora(tmp_path, tmp_path / "lora")
+    assert not (tmp_path / "lora").exists()
 
 
 def test_indices_of_wider_types_are_taken(make, tiny_llama, tmp_path, ids):
