@@ -13,11 +13,14 @@ import vllm.envs as envs
 from vllm.entrypoints.openai.models.serving import ErrorResponse, OpenAIServingModels, create_error_response
 from vllm.entrypoints.serve.engine.serving import BaseServing
 from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest
+from vllm.logger import init_logger
+from vllm.lora.request import LoRARequest
 
 from mos_vllm.adapter import AdapterError
-from mos_vllm.reading import Stamp, is_mos, read, read_config, stamp, sub_folder
+from mos_vllm.reading import Stamp, folder_of, is_mos, read, read_config, stamp, sub_folder
 
-UNLOADED = 10_000  # names
+logger = init_logger("vllm.mos")
+UNLOADED = 1000  # stamps that are kept beyond those of loaded adapters, so that they are looked through rarely
 # vLLM passes a worker's error on as text, with words of its own around it.
 SENTENCE = re.compile(r"MoS adapter '.*?(?=', please check the stack trace|$)", re.DOTALL)
 
@@ -39,17 +42,19 @@ def loading(original: Any) -> Any:
         lora_config = self.engine_client.vllm_config.lora_config
         if lora_config is None:  # vLLM says that LoRA is not enabled
             return await original(self, request, base_model_name)
-        found = await asyncio.to_thread(inspect, folder_of(request), lora_config.max_lora_rank)
+        found = await asyncio.to_thread(inspect, folder_of(request.lora_path), lora_config.max_lora_rank)
         if found.fault:
             return bad_request(found.fault, request)
+        replaces = request.lora_name in self.lora_requests
         response = await original(self, request, base_model_name)
         if isinstance(response, ErrorResponse):
             sentence = SENTENCE.search(response.error.message)
             return bad_request(sentence[0], request) if sentence else response
-        if found.mos:
-            self.lora_requests[request.lora_name].load_inplace = False  # else vLLM asks for it again in every step
-        await forget_prefixes(self, request, found)
-        return response
+        loaded = self.lora_requests[request.lora_name]
+        loaded.load_inplace = False  # it is done; with it, vLLM reads the adapter again in every step
+        if not replaces:
+            warn_of_base(self, loaded, found)
+        return await note(self, loaded, found, replaces) or response
 
     return load_lora_adapter
 
@@ -84,63 +89,125 @@ def checking(original: Any) -> Any:
     @functools.wraps(original)
     async def _check_model(self: Any, request: Any) -> Any:
         loaded = getattr(self.models, "lora_requests", {}).get(request.model)
-        fault = await rereading(self.models, loaded) if loaded is not None else None
-        return bad_request(fault, loaded) if fault else await original(self, request)
+        refused = await rereading(self.models, loaded) if loaded is not None else None
+        return refused or await original(self, request)
 
     return _check_model
 
 
 class Found(NamedTuple):
-    """What a folder holds: whether a MoS adapter, the stamp of its files, and why it cannot be served."""
+    """What a folder holds: whether a MoS adapter, the stamp of its files, why it cannot be served, and what it
+    names as the base model that it was trained on."""
 
     mos: bool
     files: Stamp | None = None
     fault: str | None = None
+    base: Any = None
 
 
-async def rereading(models: Any, loaded: Any) -> str | None:
-    """Why an adapter cannot be served any more. An error within a step would end the engine.
+async def rereading(models: Any, loaded: LoRARequest) -> ErrorResponse | None:
+    """Read an adapter again if its files have changed; an error if it cannot be served any more.
 
-    One whose files have changed is served from memory as it was, while it is there. One that has left the host's memory
-    is read again by vLLM: if it is broken it is refused here; if not, the prefixes of its earlier weights are dropped.
+    Left to vLLM, it would be read within a step once it has left the host's memory: an error would end the engine then,
+    and prefixes of the earlier weights would stay.
     """
-    name = (loaded.lora_name, loaded.lora_path)
-    known, folder = known_files(models).get(name), folder_of(loaded)
-    if known is None or await asyncio.to_thread(stamp, folder) == known:
+    if await is_as_noted(models, loaded):
         return None
-    if loaded.lora_int_id in await models.engine_client.list_loras():
-        return None
-    found = await asyncio.to_thread(inspect, folder, models.engine_client.vllm_config.lora_config.max_lora_rank)
-    if found.mos and not found.fault:
-        known_files(models)[name] = found.files
-        await models.engine_client.reset_prefix_cache(reset_running_requests=True)
-        return None
-    return found.fault or f"MoS adapter '{folder}' is no longer there."
+    async with models.lora_resolver_lock[loaded.lora_name]:  # of many requests at once, one reads it
+        return None if await is_as_noted(models, loaded) else await reread(models, loaded)
 
 
-def known_files(models: Any) -> dict[tuple[str, str], Stamp | None]:
-    """The stamps of the MoS adapters that were served, by name and path; None for adapters of vLLM's own kinds."""
-    return cast(dict[tuple[str, str], Stamp | None], models.__dict__.setdefault("mos_served", {}))
+async def is_as_noted(models: Any, loaded: LoRARequest) -> bool:
+    """Whether an adapter's files are those that are served, which only those of MoS adapters need to be."""
+    known = stamps(models).get(loaded.lora_int_id)
+    return known is None or await asyncio.to_thread(stamp, folder_of(loaded.lora_path)) == known
 
 
-async def forget_prefixes(models: Any, request: LoadLoRAAdapterRequest, found: Found) -> None:
-    """Drop the prefix cache if this name and folder were served before: vLLM would take the earlier weights' for it.
+async def reread(models: Any, loaded: LoRARequest) -> ErrorResponse | None:
+    """Replace the weights of an adapter by those that its folder holds now.
 
-    It is also dropped once for every `UNLOADED` names that are loaded no more, so that these need not all be kept.
+    While these cannot be served, the earlier ones are, as long as the engine holds them.
     """
-    served, name = known_files(models), (request.lora_name, request.lora_path)
-    full = len(served) >= len(models.lora_requests) + UNLOADED
-    if full:
-        loaded = {(each.lora_name, each.lora_path) for each in models.lora_requests.values()}
-        for other in served.keys() - loaded:
-            del served[other]
-    if full or name in served:
-        await models.engine_client.reset_prefix_cache(reset_running_requests=True)
-    served[name] = found.files
+    folder, engine = folder_of(loaded.lora_path), models.engine_client
+    found = await asyncio.to_thread(inspect, folder, engine.vllm_config.lora_config.max_lora_rank)
+    fault = found.fault or (None if found.mos else f"MoS adapter '{folder}' is no longer there.")
+    if fault is None:
+        fault = await replaced(engine, loaded)
+    if fault is None:
+        return await note(models, loaded, found, replaces=True)
+    return None if loaded.lora_int_id in await engine.list_loras() else bad_request(fault, loaded)
 
 
-def folder_of(request: Any) -> Path:
-    return Path(request.lora_path).expanduser()
+async def replaced(engine: Any, loaded: LoRARequest) -> str | None:
+    """Let the engine read an adapter again; why it cannot, if it says so in a sentence of ours."""
+    try:
+        await engine.add_lora(LoRARequest(loaded.lora_name, loaded.lora_int_id, loaded.lora_path, load_inplace=True))
+    except Exception as error:  # a worker's comes as text
+        if sentence := SENTENCE.search(str(error)):
+            return sentence[0]
+        raise
+    return None
+
+
+def stamps(models: Any) -> dict[int, Stamp | None]:
+    """The stamps of what is served, by the adapters' numbers; None for adapters of vLLM's own kinds."""
+    return cast(dict[int, Stamp | None], models.__dict__.setdefault("mos_stamps", {}))
+
+
+async def note(models: Any, loaded: LoRARequest, found: Found, replaces: bool) -> ErrorResponse | None:
+    """Note what is served now. If it `replaces` other weights under the same number, drop their prefixes before.
+
+    If that fails, the earlier stamp stays, so that the next request tries it again.
+    """
+    kept, number = stamps(models), loaded.lora_int_id
+    if (replaces or number in kept) and (error := await forget_prefixes(models, loaded)):
+        return error
+    kept[number] = found.files
+    if len(kept) > len(models.lora_requests) + UNLOADED:  # no number is given twice
+        for other in kept.keys() - {each.lora_int_id for each in models.lora_requests.values()}:
+            del kept[other]
+    return None
+
+
+async def forget_prefixes(models: Any, loaded: LoRARequest) -> ErrorResponse | None:
+    """Drop the prefix cache, also what a connector keeps of it outside of the GPU. Requests that run are computed
+    again."""
+    try:
+        if await models.engine_client.reset_prefix_cache(reset_running_requests=True, reset_connector=True):
+            return None
+        reason = "the connector refuses"
+    except Exception as error:  # the engine's comes as text
+        reason = str(error).rstrip(".")
+    return create_error_response(
+        f"The adapter '{loaded.lora_name}' has new weights, but cached prefixes of the earlier ones cannot be dropped: "
+        f"{reason}. Unload it and load it again.",
+        "InternalServerError",
+        HTTPStatus.INTERNAL_SERVER_ERROR,
+    )
+
+
+def warn_of_base(models: Any, loaded: LoRARequest, found: Found) -> None:
+    """Log if an adapter names another base than the one that is served, which may have the same widths.
+
+    It is no error: a base that was dequantized, or copied, has another name.
+    """
+    served = models.model_config.model
+    if isinstance(found.base, str) and found.base and not is_one(found.base, served):
+        logger.warning(
+            "MoS adapter '%s' was trained on %r and is served on %r. If these are not the same weights, its answers "
+            "are wrong.",
+            loaded.lora_name,
+            found.base,
+            served,
+        )
+
+
+def is_one(model: str, other: str) -> bool:
+    """Whether two names of models are one, or two paths of one folder."""
+    try:
+        return os.path.realpath(model) == os.path.realpath(other)
+    except ValueError:  # a name that no file system takes
+        return False
 
 
 def inspect(folder: Path, max_rank: int) -> Found:
@@ -158,7 +225,7 @@ def inspect(folder: Path, max_rank: int) -> Found:
         return Found(True, fault=str(error))
     except OSError:  # no folder here: a name on a hub, or vLLM says that it does not exist
         return Found(False)
-    return Found(True, files)
+    return Found(True, files, base=config.get("base_model_name_or_path"))
 
 
 def foreign(folder: Path, config: dict[str, Any]) -> str | None:
@@ -187,7 +254,7 @@ def named_folder(root: Path, name: str) -> Path | None:
 
 def bad_request(sentence: str, request: Any) -> ErrorResponse:
     """A 400 that calls the adapter by its name, since a client need not know the server's folders."""
-    start = f"MoS adapter '{folder_of(request)}'"
+    start = f"MoS adapter '{folder_of(request.lora_path)}'"
     if sentence.startswith(start):
         message = f"MoS adapter '{request.lora_name}'{sentence.removeprefix(start)}"
     else:  # a folder that vLLM has downloaded

@@ -21,6 +21,7 @@ SIGNATURES: dict[str, dict[str, tuple[str, ...]]] = {
         "LRUCacheWorkerLoRAManager._apply_adapters": ("self", "lora_requests"),
         "LRUCacheWorkerLoRAManager.set_active_adapters": ("self", "requests", "mapping"),
         "LRUCacheWorkerLoRAManager.add_adapter": ("self", "lora_request"),
+        "LRUCacheWorkerLoRAManager.remove_adapter": ("self", "adapter_id"),
         "LRUCacheWorkerLoRAManager.remove_all_adapters": ("self",),
     },
     "vllm.lora.model_manager": {
@@ -74,9 +75,11 @@ SIGNATURES: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "vllm.entrypoints.serve.engine.serving": {"BaseServing._check_model": ("self", "request")},
     "vllm.v1.engine.async_llm": {
-        "AsyncLLM.reset_prefix_cache": ("self", "reset_running_requests"),
+        "AsyncLLM.reset_prefix_cache": ("self", "reset_running_requests", "reset_connector"),
+        "AsyncLLM.add_lora": ("self", "lora_request"),
         "AsyncLLM.list_loras": ("self",),
     },
+    "vllm.v1.core.kv_cache_utils": {"_gen_lora_extra_hash_keys": ("request",)},
 }
 # Module: text that has to occur in it: the attributes that are read or set, and the one name that is rebound.
 WORDS: dict[str, tuple[str, ...]] = {
@@ -107,7 +110,14 @@ WORDS: dict[str, tuple[str, ...]] = {
         "self.total_num_kv_heads",
         "self.head_size",
     ),
-    "vllm.entrypoints.openai.models.serving": ("self.lora_requests", "self.engine_client", "create_error_response"),
+    "vllm.entrypoints.openai.models.serving": (
+        "self.lora_requests",
+        "self.lora_resolver_lock",
+        "self.engine_client",
+        "self.model_config",
+        "create_error_response",
+    ),
+    "vllm.v1.core.kv_cache_utils": ("= _gen_lora_extra_hash_keys(request)", '[("lora", '),
 }
 
 

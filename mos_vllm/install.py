@@ -1,4 +1,4 @@
-"""Putting the plugin in place: one name of vLLM is rebound, and two methods of its API server are wrapped."""
+"""Putting the plugin in place: a class of vLLM is rebound, methods of its API server and a function are wrapped."""
 
 import vllm
 from vllm.logger import init_logger
@@ -16,11 +16,12 @@ def install() -> None:
     # only now: these import what has been checked
     from vllm.platforms import current_platform
 
-    from mos_vllm import api, metrics
+    from mos_vllm import api, metrics, prefixes
     from mos_vllm.manager import MosWorkerManager
 
     rebind(MosWorkerManager)
     api.install()
+    prefixes.install()
     metrics.publish()
     if current_platform.is_cpu():
         from mos_vllm import lora_cpu

@@ -31,12 +31,14 @@ class Preloaded:
 
         show: a progress bar. An adapter that cannot be read is logged and left out.
         """
-        folders = [folder for folder in sorted(root.resolve().iterdir()) if (folder / CONFIG).is_file()]
-        for folder in tqdm(folders, desc="MoS adapters", unit="adapter", disable=not show):
+        for entry in tqdm(sorted(root.iterdir()), desc="MoS adapters", unit="folder", disable=not show):
             if len(self.adapters) >= self.capacity:
                 break
             try:
-                if is_mos(read_config(folder)):
+                if not (entry / CONFIG).is_file() or not is_mos(read_config(entry)):
+                    continue
+                folder = entry.resolve()  # what `take` looks for; two names of one adapter are held once
+                if folder not in self.adapters:
                     read_from = stamp(folder)
                     self.add(folder, hold(folder), read_from)
             except (AdapterError, OSError) as error:

@@ -93,6 +93,11 @@ def sub_folder(root: Path, name: str) -> Path | None:
         return None
 
 
+def folder_of(path: str) -> Path:
+    """The folder that vLLM means by an adapter's path."""
+    return Path(path if "\0" in path else os.path.expanduser(path))  # noqa: PTH111  # pathlib's raises for no such user
+
+
 def stamp(folder: Path) -> Stamp:
     """Changes when a file of the adapter is replaced or rewritten: inode, size and time of each."""
     found = []

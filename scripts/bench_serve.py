@@ -3,8 +3,8 @@
 python -m scripts.bench_serve [FIGURE ...] [--out DIR] [--rounds N] [--adapters N] ...
 
 Some 10 minutes on two cores, which must be idle otherwise. Each figure is written as soon as it is measured, and is not
-measured again by the next run with the same sizes and code, so that a run can be stopped. The table of all figures goes
-to docs/performance.md, unless another folder is named for the results.
+measured again by the next run with the same sizes and code on the same machine, so that a run can be stopped. The table
+of all figures goes to docs/performance.md, unless another folder is named for the results.
 """
 
 import argparse

@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+from scripts.command import EXPECTED
 from scripts.config import ROOT
 from scripts.measure.serving_demo import Answer, Server, line, stream, summed, tensor_bytes
 from scripts.measure.serving_inputs import WEIGHTS, Case, thousand
@@ -28,6 +29,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--cache-dir", type=Path, default=ROOT / "cache", help="for the base model and the adapters")
     given = parser.parse_args(arguments)
+    if min(given.adapters, given.clients) < 1 or not given.seconds > 0:
+        parser.error("--adapters and --clients must be at least 1, and --seconds above 0.")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended like by Ctrl-C, so that no server is left
     case = Case(blocks=8, hidden=64, rank=8, equivalent_rank=2, shards=4, adapters=given.adapters)
     print(f"Making {case.adapters:,} MoS adapters (r=8, e=2) ...", flush=True)
@@ -46,6 +49,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"\n\n{summed(answers, seconds, metrics, tensor_bytes(folder / 'lora' / '0' / WEIGHTS))}")
     except KeyboardInterrupt:
         sys.exit("\nStopped before any request.")
+    except EXPECTED as error:
+        sys.exit(f"error: {error}")
     if errors := [answer.error for answer in answers if answer.error]:
         sys.exit(f"error: {len(errors)} of {len(answers)} requests failed, the first with: {errors[0]}")
 

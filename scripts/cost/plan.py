@@ -17,9 +17,8 @@ from scripts.cost.disk import disk
 from scripts.cost.formulas import GIB
 from scripts.cost.gpu import fits
 from scripts.cost.inputs import Inputs, gather
+from scripts.cost.serving import SHARE_FOR_VLLM
 from scripts.table import grid
-
-SHARE_FOR_VLLM = 0.9  # of the GPU's memory: its default
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """What a server of many adapters holds, and how long an activation takes, from the shapes of its base model.
 
 Letters: L blocks, h in-features, o out-features of a layer type, l shards per vector; r active rank, e equivalent rank;
-R the largest rank, to which slots are built; tp tensor parallelism. docs/serving.md has the formulas. All numbers are
-of bfloat16 (2 bytes).
+R the rank to which slots are built, the larger of r and e; tp tensor parallelism. docs/serving.md has the formulas. All
+numbers are of bfloat16 (2 bytes).
 """
 
 import math
@@ -15,7 +15,7 @@ from torch import nn
 from mos_vllm.adapter import layer_type
 
 BYTES = 2
-UTILIZATION = 0.9  # of the GPU's memory, vLLM's default
+SHARE_FOR_VLLM = 0.9  # of the GPU's memory, as configs/engine/vllm.yaml has it; vLLM's own default is 0.92
 REACHED = 0.7  # share of the memory's peak rate that a copy reaches
 LEAST_STORE = 0.1  # of the GPU's memory: with less, the base model is spread over more GPUs
 ROW_PARALLEL = ("o_proj", "down_proj")  # cut along h; all others along o
@@ -54,7 +54,7 @@ def pools(types: tuple[LayerType, ...], e: int, shards: int) -> float:
 
 
 def indices(types: tuple[LayerType, ...], rank: int, shards: int) -> int:
-    """Bytes of the indices, kept once for all adapters of a seed: 4 R l sum L, in int16."""
+    """Bytes of the indices, kept once in each process for all adapters of a seed: 4 R l sum L, in int16."""
     return 2 * 2 * rank * shards * sum(each.blocks for each in types)
 
 
@@ -73,7 +73,8 @@ class Gpu:
 class Served:
     """One way of serving an adapter.
 
-    held: bytes on one GPU for one adapter; on_host: bytes in the host's memory
+    held: bytes on one GPU for one adapter
+    on_host: bytes in the host's memory, where each of the tp processes has its own copy
     per_group: adapters that the tp GPUs of one copy of the base hold
     warm, cold: seconds of an activation from the GPU's memory and from the host's
     """
@@ -119,8 +120,8 @@ def plan(
     """
     types, weights = layer_types(network), sum(parameter.numel() for parameter in network.parameters()) * BYTES
     for tp in (n for n in range(1, gpu.count + 1) if gpu.count % n == 0 and splits(network, n)):
-        slots = max_loras * factors(types, r, tp)
-        store = UTILIZATION * gpu.memory - weights / tp - slots - kv_cache
+        slots = max_loras * factors(types, max(r, e), tp)
+        store = SHARE_FOR_VLLM * gpu.memory - weights / tp - slots - kv_cache
         if store >= LEAST_STORE * gpu.memory:
             rest = tuple(lora(types, gpu, label, rank, tp, store) for label, rank in others(r))
             rows = (native(types, gpu, r, e, shards, tp, store), *rest)
@@ -147,9 +148,9 @@ def others(r: int) -> list[tuple[str, int]]:
 def native(types: tuple[LayerType, ...], gpu: Gpu, r: int, e: int, shards: int, tp: int, store: float) -> Served:
     """Pools on every GPU, since a shard may lie anywhere in a factor. The gather reads and writes whole factors, the
     copy reads and writes what the GPU keeps."""
-    held = pools(types, e, shards)
-    warm = (2 * factors(types, r) + 2 * factors(types, r, tp)) / (REACHED * gpu.memory_rate)
-    return Served(f"MoS r={r} e={e}", held, held, int(store // held), warm, warm + held / gpu.host_rate)
+    held, rank = pools(types, e, shards), max(r, e)
+    warm = (2 * factors(types, rank) + 2 * factors(types, rank, tp)) / (REACHED * gpu.memory_rate)
+    return Served(f"MoS r={r} e={e}", held, tp * held, int(store // held), warm, warm + held / gpu.host_rate)
 
 
 def lora(types: tuple[LayerType, ...], gpu: Gpu, label: str, rank: int, tp: int, store: float) -> Served:
@@ -158,7 +159,7 @@ def lora(types: tuple[LayerType, ...], gpu: Gpu, label: str, rank: int, tp: int,
     return Served(
         label,
         held,
-        factors(types, rank),
+        tp * factors(types, rank),
         int(store // held),
         None,
         held / gpu.host_rate + held / (REACHED * gpu.memory_rate),

@@ -6,8 +6,9 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from scripts.config import CONFIGS, choices
-from scripts.cost.serving import Gpu, Plan
+from scripts.cost.serving import SHARE_FOR_VLLM, Gpu, Plan
 
+RATES = ("memory_tb_s", "host_gb_s")  # of a GPU's memory, and from the host's
 USERS = 10_000
 QUALITY = """\
 Equal quality by the paper's Table 2 (LLaMA2-7B, average): LoRA 64 has 37.53, MoS 16/32 with e=8 has 37.63.
@@ -15,12 +16,21 @@ MoS 4/8 with e=2 has 36.39, between LoRA 2 (34.98) and LoRA 8 (36.89)."""
 
 
 def parse_gpu(text: str) -> Gpu:
-    """`name` or `name:count`, a name from configs/gpu. Raises ValueError otherwise."""
+    """`name` or `name:count`, a name from configs/gpu. Raises ValueError otherwise, and for a file without RATES."""
     name, _, count = text.partition(":")
     if name not in choices("gpu") or not (count or "1").isdecimal() or int(count or 1) < 1:
         raise ValueError(f"GPU '{text}' is not name:count, e.g. h200:8, with a name of {', '.join(choices('gpu'))}.")
     spec = OmegaConf.load(CONFIGS / "gpu" / f"{name}.yaml")
+    if missing := [key for key in RATES if not is_rate(spec.get(key))]:
+        raise ValueError(
+            f"configs/gpu/{name}.yaml has no {' and no '.join(missing)} above 0: add the rate of its memory in TB/s "
+            "(memory_tb_s) and from the host in GB/s (host_gb_s), as in h200.yaml."
+        )
     return Gpu(spec.name, spec.memory_gib * 2**30, spec.memory_tb_s * 1e12, spec.host_gb_s * 1e9, int(count or 1))
+
+
+def is_rate(value: object) -> bool:
+    return isinstance(value, int | float) and 0 < value < float("inf")
 
 
 def render(model: str, found: Plan) -> str:
@@ -34,7 +44,7 @@ def render(model: str, found: Plan) -> str:
     )  # fmt: skip
     head = (
         f"{model} in bfloat16 on {gpu.count} x {gpu.name}: {found.groups} cop{'y' if found.groups == 1 else 'ies'} on "
-        f"{found.tp} GPU(s) each\nOn each GPU of {gpu.memory / 1e9:.1f} GB, 0.9 of it in use: {sizes}\n"
+        f"{found.tp} GPU(s) each\nOn each GPU of {gpu.memory / 1e9:.1f} GB, {SHARE_FOR_VLLM:g} of it in use: {sizes}\n"
     )
     columns = "adapter", "MB a GPU", "a copy", "a node", "GPUs for 10,000", "TB on hosts", "from GPU", "from host"
     lines = [columns] + [

@@ -1,5 +1,6 @@
 """A demonstration: `vllm serve` with many MoS adapters, and clients that ask for them by name."""
 
+import itertools
 import json
 import os
 import signal
@@ -26,7 +27,7 @@ from scripts.measure.serving_inputs import Case
 
 START = 180  # seconds that a server may take to start
 STOP = 10  # seconds that it may take to stop, before it is killed
-DRAWN = 100_000  # requests of the stream; more than a demonstration sends
+DRAWN = 100_000  # requests, which a longer stream repeats
 PROMPT = "w5 w17 w33 w80 w41 "
 TOKENS = 16
 BASE = "base"  # the base model's name; the adapters' are numbers
@@ -64,7 +65,7 @@ class Server:
         return self
 
     def wait(self) -> None:
-        """Until it answers. Raises RuntimeError with the end of its log if it does not."""
+        """Until it answers. Raises ChildProcessError with the end of its log if it does not."""
         limit = time.monotonic() + START
         while time.monotonic() < limit and self.process.poll() is None:
             try:
@@ -73,7 +74,7 @@ class Server:
             except OSError:
                 time.sleep(0.5)
         end = self.log.read_text(encoding="utf-8", errors="replace")[-3000:]
-        raise RuntimeError(f"vLLM has not started within {START} s. Its log ends with:\n{end}")
+        raise ChildProcessError(f"vLLM has not started within {START} s. Its log ends with:\n{end}")
 
     def metrics(self) -> dict[str, float]:
         """The plugin's gauges, without their prefix; zero before they are counted."""
@@ -144,7 +145,7 @@ def stream(
 
     show: called once a second with what has been answered, and the seconds so far
     """
-    drawn, answers, stop = iter(zipf(0, DRAWN, adapters)), list[Answer](), threading.Event()
+    drawn, answers, stop = itertools.cycle(zipf(0, DRAWN, adapters)), list[Answer](), threading.Event()
     taking = threading.Lock()
 
     def client() -> None:

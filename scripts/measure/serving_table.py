@@ -16,13 +16,15 @@ from scripts.measure.serving_bench import Measured, Sizes
 from scripts.measure.training import Ratio
 
 MARKED = re.compile(r"(<!-- make bench-serve -->\n).*?(<!-- end -->)", re.DOTALL)
+MEASURED_CODE = ("mos_vllm", "scripts/measure")  # what is measured, and how
 HEAD = ("figure", "ratio [95%]", "aim", "of")
 
 
 def conditions(sizes: Sizes) -> dict[str, Any]:
-    """What a result depends on, besides the machine. A figure that was measured under it is not measured again."""
+    """What a result depends on. A figure that was measured under it is not measured again."""
     here = provenance()
-    return {"sizes": asdict(sizes), "versions": here["versions"], "code": {"mos_vllm": code_key("mos_vllm")}}
+    code = {package: code_key(package) for package in MEASURED_CODE}
+    return {"sizes": asdict(sizes), "versions": here["versions"], "hardware": here["hardware"], "code": code}
 
 
 def once(path: Path, sizes: Sizes, measure: Callable[[], list[Measured]]) -> list[Measured]:

@@ -34,12 +34,16 @@ class Session:
         number = self.ids.setdefault(folder, len(self.ids) + 1)
         return LoRARequest(folder, number, str(self.work / folder), load_inplace=inplace)
 
-    def tokens(self, folder, inplace=False):
+    def asked(self):
+        """The prompt, and how it is answered."""
         from vllm import SamplingParams, TokensPrompt
 
-        self.llm.reset_prefix_cache()
         sampling = SamplingParams(temperature=0, max_tokens=12, detokenize=False, ignore_eos=True)
-        prompt = TokensPrompt(prompt_token_ids=PROMPT)
+        return TokensPrompt(prompt_token_ids=PROMPT), sampling
+
+    def tokens(self, folder, inplace=False):
+        self.llm.reset_prefix_cache()
+        prompt, sampling = self.asked()
         [output] = self.llm.generate([prompt], sampling, lora_request=[self.request(folder, inplace)], use_tqdm=False)
         return list(output.outputs[0].token_ids)
 
@@ -106,6 +110,22 @@ def pinning(session):
     return seen
 
 
+def crowding(session):
+    """An adapter that answers while others push it out of the host's memory, and its folder goes."""
+    session.replace("crowded", "mos-1")
+    engine, number = session.engine, session.request("crowded").lora_int_id
+    engine.add_request("crowded", *session.asked(), lora_request=session.request("crowded"))
+    for _ in range(3):
+        engine.step()
+    shutil.rmtree(session.work / "crowded")
+    for folder in ("mos-0", "mos-2", "mos-3"):
+        engine.add_lora(session.request(folder))
+    pushed_out = number not in engine.list_loras()
+    while engine.has_unfinished_requests():
+        outputs = engine.step()
+    return {"pushed_out": pushed_out, "tokens": list(outputs[0].outputs[0].token_ids)}
+
+
 def refusing(session):
     errors = {folder: session.error(folder) for folder in ("nowhere", "broken", "wide", "too-large", "deep")}
     return {"errors": errors, "tokens": session.tokens("mos-1")}
@@ -140,7 +160,7 @@ def main(work: Path) -> None:
 
     torch._dynamo.config.disable = True
     session = Session(work)
-    parts = (preloading, reloading, unloading, pinning, refusing, looking_up, counting_operations)
+    parts = (preloading, reloading, unloading, pinning, crowding, refusing, looking_up, counting_operations)
     seen = {part.__name__: part(session) for part in parts}
     seen["exported"] = {str(i): session.tokens(f"lora-{i}") for i in range(4)}
     seen["preloaded_exported"] = session.tokens("lora-a")

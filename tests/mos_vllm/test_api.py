@@ -17,9 +17,11 @@ from vllm.entrypoints.openai.models.serving import ErrorResponse, OpenAIServingM
 from vllm.entrypoints.serve.engine.serving import BaseServing
 from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest, UnloadLoRAAdapterRequest
 from vllm.exceptions import LoRAAdapterNotFoundError
+from vllm.lora.request import LoRARequest
+from vllm.v1.core import kv_cache_utils
 
 import mos
-from mos_vllm import api
+from mos_vllm import api, prefixes
 from mos_vllm.api import inspect, leaves
 from mos_vllm.api import named_folder as found_folder
 from mos_vllm.reading import stamp
@@ -51,7 +53,7 @@ class Engine:
         self.model_config = SimpleNamespace(model="base", max_model_len=1)
         self.renderer = self.input_processor = None
         self.vllm_config = SimpleNamespace(lora_config=SimpleNamespace(max_lora_rank=16))
-        self.added, self.resets, self.error, self.resident = [], 0, None, set()
+        self.added, self.resets, self.error, self.reset, self.resident = [], 0, None, True, set()
 
     async def add_lora(self, request):
         await asyncio.sleep(0.01)
@@ -62,9 +64,12 @@ class Engine:
     async def list_loras(self):
         return set(self.resident)
 
-    async def reset_prefix_cache(self, reset_running_requests=False):
-        assert reset_running_requests
+    async def reset_prefix_cache(self, reset_running_requests=False, reset_connector=False):
+        assert reset_running_requests and reset_connector
         self.resets += 1
+        if isinstance(self.reset, Exception):
+            raise self.reset
+        return self.reset
 
 
 @pytest.fixture
@@ -74,7 +79,10 @@ def models(monkeypatch):
         monkeypatch.setattr(OpenAIServingModels, name, getattr(method, "__wrapped__", method))
     method = BaseServing._check_model
     monkeypatch.setattr(BaseServing, "_check_model", getattr(method, "__wrapped__", method))
+    keys = kv_cache_utils._gen_lora_extra_hash_keys
+    monkeypatch.setattr(kv_cache_utils, "_gen_lora_extra_hash_keys", getattr(keys, "__wrapped__", keys))
     api.install()
+    prefixes.install()
     return OpenAIServingModels(Engine(), [BaseModelPath("base", "base")])
 
 
@@ -128,22 +136,21 @@ def test_a_server_without_lora_answers_as_vllm_does(models, root):
     assert "not enabled" in load(models, "a", root / "mos").error.message
 
 
-def test_a_lora_adapter_is_left_to_vllm(models, root):
-    assert "Success" in load(models, "a", root / "lora", inplace=True)
-    assert models.lora_requests["a"].load_inplace is True  # as vLLM has it
+@pytest.mark.parametrize("path", ["lora", "mos", "someone/on-a-hub"])
+def test_no_request_asks_for_a_load_in_place_again(models, root, path):
+    """The engine would read the adapter in every step, or ask a hub for it."""
+    assert "Success" in load(models, "a", root / path if path in ("lora", "mos") else path, inplace=True)
+    assert models.engine_client.added[-1][2] is True and models.lora_requests["a"].load_inplace is False
 
 
-def test_names_that_are_loaded_no_more_are_not_all_kept(models, root, monkeypatch):
-    """When they are forgotten, so are their prefixes; those of loaded adapters are still known."""
+def test_what_is_loaded_no_more_is_not_all_kept(models, root, monkeypatch):
     monkeypatch.setattr(api, "UNLOADED", 5)
     load(models, "stays", root / "mos")
     for number in range(25):
         load(models, f"goes {number}", root / "mos")
         del models.lora_requests[f"goes {number}"]
-        assert len(models.mos_served) <= 2 + 5
-    assert models.engine_client.resets == 4
-    load(models, "stays", root / "mos", inplace=True)
-    assert models.engine_client.resets == 5
+        assert len(models.mos_stamps) <= 2 + 5
+    assert models.engine_client.resets == 0 and 1 in models.mos_stamps
 
 
 def test_a_reload_in_place_is_asked_for_once_and_drops_the_prefix_cache(models, root):
@@ -155,14 +162,76 @@ def test_a_reload_in_place_is_asked_for_once_and_drops_the_prefix_cache(models, 
     assert models.engine_client.resets == 1
 
 
-def test_unloading_and_loading_again_drops_the_prefix_cache(models, root):
-    """vLLM's prefix cache goes by name and folder: the files may have changed in between."""
+def test_an_adapter_that_is_loaded_again_has_prefixes_of_its_own(models, root):
+    """Requests of the earlier number may run on, on the earlier weights, and cache their prompts; nothing is dropped,
+    since that would also compute them again."""
     load(models, "a", root / "mos")
+    earlier = models.lora_requests["a"]
     asyncio.run(models.unload_lora_adapter(UnloadLoRAAdapterRequest(lora_name="a")))
-    load(models, "b", root / "mos")
-    assert models.engine_client.resets == 0
     load(models, "a", root / "mos")
+    later = models.lora_requests["a"]
+    assert models.engine_client.resets == 0
+    assert block_keys(earlier) != block_keys(later) == block_keys(later)
+    assert block_keys(None) is None
+
+
+def block_keys(adapter):
+    """What vLLM's hash of a block of 16 tokens has beside the tokens."""
+    request = SimpleNamespace(lora_request=adapter, mm_features=[], cache_salt=None, prompt_embeds=None)
+    return kv_cache_utils.generate_block_hash_extra_keys(request, 0, 16, 0)[0]
+
+
+def test_events_of_the_prefix_cache_name_adapters_as_before(models, root):
+    load(models, "a", root / "mos")
+    [named] = kv_cache_utils.to_event_extra_keys([block_keys(models.lora_requests["a"])])
+    assert named == ("a",)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_each_load_in_place_drops_the_prefixes_of_what_it_replaces(models, root, together):
+    """Also of an adapter that vLLM's resolver has loaded, and of two first loads at once."""
+    request = LoadLoRAAdapterRequest(lora_name="a", lora_path=str(root / "mos"), load_inplace=True)
+
+    async def load_both():
+        await asyncio.gather(models.load_lora_adapter(request), models.load_lora_adapter(request))
+
+    if together:
+        asyncio.run(load_both())
+    else:
+        models.lora_requests["a"] = LoRARequest("a", 7, str(root / "lora"))
+        load(models, "a", root / "mos", inplace=True)
     assert models.engine_client.resets == 1
+
+
+@pytest.mark.parametrize("outcome", [False, Exception("Call to reset_prefix_cache method failed: Failed to reset.")])
+@pytest.mark.parametrize("how", ["in place", "by a request"])
+def test_prefixes_that_cannot_be_dropped_are_an_error_until_they_are(models, root, outcome, how):
+    load(models, "a", root / "mos")
+    os.utime(root / "mos" / "adapter_model.safetensors", ns=(1, 1))
+    models.engine_client.reset = outcome
+    for number in (1, 2):
+        response = load(models, "a", root / "mos", inplace=True) if how == "in place" else ask(models, "a")
+        assert response.error.code == 500 and "'a' has new weights, but cached prefixes" in response.error.message
+        assert models.engine_client.resets == number
+    models.engine_client.reset = True
+    assert ask(models, "a") is None and models.engine_client.resets == 3
+    assert ask(models, "a") is None and models.engine_client.resets == 3
+
+
+@pytest.mark.parametrize(
+    ("named", "warned"),
+    [("base", False), ("./base", False), ("other", True), ("\0", True), ("\ud800", True), ("", False), (None, False)],
+)
+def test_another_base_is_warned_of_once(models, root, monkeypatch, named, warned):
+    said = []
+    monkeypatch.setattr(api.logger, "warning", lambda text, *values: said.append(text % values))
+    path = root / "mos" / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) | {"base_model_name_or_path": named}
+    path.write_text(json.dumps(config), encoding="utf-8")
+    load(models, "a", root / "mos")
+    load(models, "a", root / "mos", inplace=True)
+    assert len(said) == warned
+    assert all(f"'a' was trained on {named!r} and is served on 'base'" in each for each in said)
 
 
 def resolve(models, *names):
@@ -233,10 +302,9 @@ def test_without_a_folder_of_adapters_no_name_is_resolved(models, root, monkeypa
 
 
 def test_inspection_leaves_what_is_no_folder_to_vllm(tmp_path, root):
-    assert inspect(tmp_path / "none", 16) == (False, None, None)
-    assert inspect(root / "lora", 16) == (False, None, None)
-    assert inspect(root / "lora" / "adapter_config.json", 16) == (False, None, None)
-    assert inspect(root / "mos", 16) == (True, stamp(root / "mos"), None)
+    for folder in (tmp_path / "none", root / "lora", root / "lora" / "adapter_config.json"):
+        assert inspect(folder, 16) == (False, None, None, None)
+    assert inspect(root / "mos", 16)[:3] == (True, stamp(root / "mos"), None)
 
 
 @pytest.mark.parametrize("method", ["mos", "TIED_LORA", "VERA", None, ["MOS"], {}])
@@ -317,25 +385,54 @@ def test_what_cannot_be_read_again_is_refused_once_it_has_left_the_memory(models
     models.engine_client.resident = {1}
     assert ask(models, "a") is None  # from memory, as it was
     models.engine_client.resident = set()
-    response = ask(models, "a")
-    assert response.error.code == 400 and response.error.message.startswith("MoS adapter 'a'")
-    assert said in response.error.message and ask(models, "base") is None
+    for _ in range(2):
+        response = ask(models, "a")
+        assert response.error.code == 400 and response.error.message.startswith("MoS adapter 'a'")
+        assert said in response.error.message and ask(models, "base") is None
+    assert len(models.engine_client.added) == 1 and models.engine_client.resets == 0
 
 
-def test_prefixes_of_earlier_weights_are_dropped_when_changed_files_are_read_again(models, root):
+def test_changed_files_are_read_again_and_the_prefixes_of_the_earlier_weights_dropped(models, root):
     load(models, "a", root / "mos")
-    weights = root / "mos" / "adapter_model.safetensors"
-    os.utime(weights, ns=(1, 1))
+    os.utime(root / "mos" / "adapter_model.safetensors", ns=(1, 1))
+    assert ask(models, "a") is None and ask(models, "a") is None
+    assert models.engine_client.resets == 1
+    assert models.engine_client.added == [("a", str(root / "mos"), False), ("a", str(root / "mos"), True)]
+    assert models.lora_requests["a"].load_inplace is False
+
+
+def test_of_many_requests_at_once_one_reads_the_changed_files(models, root):
+    load(models, "a", root / "mos")
+    os.utime(root / "mos" / "adapter_model.safetensors", ns=(1, 1))
+    serving = BaseServing(models, models.model_config)
+
+    async def together():
+        return await asyncio.gather(*(serving._check_model(SimpleNamespace(model="a")) for _ in range(5)))
+
+    assert asyncio.run(together()) == [None] * 5
+    assert len(models.engine_client.added) == 2 and models.engine_client.resets == 1
+
+
+def test_changed_files_that_do_not_fit_the_model_are_a_400(models, root):
+    load(models, "a", root / "mos")
+    os.utime(root / "mos" / "adapter_model.safetensors", ns=(1, 1))
+    models.engine_client.error = Exception("Call to add_lora method failed: MoS adapter 'x' does not fit.")
+    assert ask(models, "a").error.message == "MoS adapter 'a' does not fit."
     models.engine_client.resident = {1}
-    assert ask(models, "a") is None and models.engine_client.resets == 0
-    models.engine_client.resident = set()
-    assert ask(models, "a") is None and models.engine_client.resets == 1
+    assert ask(models, "a") is None and models.engine_client.resets == 0  # the earlier weights answer
+    models.engine_client.error = None
     assert ask(models, "a") is None and models.engine_client.resets == 1
 
 
 def test_requests_for_other_adapters_ask_the_engine_nothing(models, root):
-    models.engine_client.resident = None  # would raise
     load(models, "a", root / "lora")
     load(models, "b", root / "mos")
     os.utime(root / "lora" / "adapter_model.safetensors", ns=(1, 1))
+    models.engine_client.error = RuntimeError("asked")
     assert ask(models, "a") is ask(models, "b") is ask(models, "base") is None
+
+
+@pytest.mark.parametrize(("path", "code"), [("~nobody-of-this-name/x", 404), ("~\0", 400)])
+def test_the_home_of_nobody_is_no_error_of_the_server(models, path, code):
+    models.engine_client.error = LoRAAdapterNotFoundError("a", path)
+    assert load(models, "a", path).error.code == code

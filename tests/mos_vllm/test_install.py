@@ -22,6 +22,7 @@ def kept_as_it_was(monkeypatch, tmp_path):
     """What registering changes in this process is put back."""
     from vllm.entrypoints.openai.models.serving import OpenAIServingModels
     from vllm.platforms.cpu import CpuPlatform
+    from vllm.v1.core import kv_cache_utils
     from vllm.v1.worker import lora_model_runner_mixin
 
     monkeypatch.setenv(FOLDER, str(tmp_path))
@@ -30,6 +31,8 @@ def kept_as_it_was(monkeypatch, tmp_path):
     monkeypatch.setattr(lora_model_runner_mixin, "LRUCacheWorkerLoRAManager", manager)
     for name in ("load_lora_adapter", "resolve_lora"):
         monkeypatch.setattr(OpenAIServingModels, name, getattr(OpenAIServingModels, name))
+    keys = kv_cache_utils._gen_lora_extra_hash_keys
+    monkeypatch.setattr(kv_cache_utils, "_gen_lora_extra_hash_keys", getattr(keys, "__wrapped__", keys))
 
 
 def test_the_installed_vllm_is_as_expected():
@@ -47,6 +50,10 @@ CHANGES = [
     ("vllm.lora.lora_model", "loras: dict[str, LoRALayerWeights],", ""),
     ("vllm.entrypoints.openai.models.serving", "async def resolve_lora(self, lora_name", "async def find(self, name"),
     ("vllm.utils.cache", "def touch(self, key", "def refresh(self, key"),
+    ("vllm.v1.core.kv_cache_utils", "def _gen_lora_extra_hash_keys(request:", "def _gen_lora_keys(request:"),
+    ("vllm.v1.core.kv_cache_utils", "= _gen_lora_extra_hash_keys(request)", "= request.lora_keys"),
+    ("vllm.v1.core.kv_cache_utils", '[("lora", lora_request.lora_name', "[(lora_request.lora_name"),
+    ("vllm.v1.engine.async_llm", "reset_connector: bool = False\n", "all_of_it: bool = False\n"),
 ]
 
 
@@ -115,6 +122,14 @@ def test_a_changed_vllm_refuses_mos_with_the_versions_that_fit(changed_vllm, tmp
     assert "vllm==0.32.* or vllm==0.33.*" in str(error.value) and "mos.export_lora" in str(error.value)
 
 
+def test_a_changed_vllm_says_that_the_home_of_nobody_has_no_adapter(changed_vllm, monkeypatch):
+    from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
+
+    monkeypatch.setattr(LRUCacheWorkerLoRAManager, "_load_adapter", lambda self, request: "as vLLM says it")
+    manager = object.__new__(changed_vllm.LRUCacheWorkerLoRAManager)
+    assert manager._load_adapter(SimpleNamespace(lora_path="~nobody-of-this-name/x")) == "as vLLM says it"
+
+
 def test_a_changed_vllm_goes_on_with_lora(changed_vllm, monkeypatch, tmp_path):
     from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
 
@@ -135,10 +150,16 @@ def test_registering_never_raises(monkeypatch, caplog):
 
 def test_registering_twice_wraps_once():
     from vllm.entrypoints.openai.models.serving import OpenAIServingModels as Models
+    from vllm.v1.core import kv_cache_utils
     from vllm.v1.worker import lora_model_runner_mixin as mixin
 
+    def wrapped():
+        return Models.load_lora_adapter, Models.resolve_lora, kv_cache_utils._gen_lora_extra_hash_keys
+
+    before = kv_cache_utils._gen_lora_extra_hash_keys
     mos_vllm.register()
-    once = Models.load_lora_adapter, Models.resolve_lora
+    once = wrapped()
+    assert once[2] is not before
     mos_vllm.register()
-    assert (Models.load_lora_adapter, Models.resolve_lora) == once
+    assert wrapped() == once
     assert mixin.LRUCacheWorkerLoRAManager.__name__ == "MosWorkerManager"

@@ -1,5 +1,6 @@
 """vLLM's manager of adapters with the plugin's part, on vLLM's own layers and caches, without a model."""
 
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -15,9 +16,20 @@ from vllm.lora.request import LoRARequest
 
 from mos_vllm.adapter import AdapterError
 from mos_vllm.held import ALIGNMENT, hold
-from mos_vllm.manager import MosLoRAModel, MosModelManager, MosWorkerManager, lora_rank, refusal
+from mos_vllm.manager import MosWorkerManager
 from mos_vllm.options import GIB
-from tests.mos_vllm.test_stack import MAX_RANK, SLOTS, WIDTHS, lora_modules, random_adapter, set_lora, slots
+from mos_vllm.reading import stamp
+from mos_vllm.slots import MosLoRAModel, MosModelManager, lora_rank, refusal
+from tests.mos_vllm.test_stack import (
+    MAX_RANK,
+    SLOTS,
+    WIDTHS,
+    lora_modules,
+    narrow_kv,
+    random_adapter,
+    set_lora,
+    slots,
+)
 
 CAPACITY, BLOCKS = 5, 3
 
@@ -32,19 +44,19 @@ def vllm_config(store=0.0, **changes):
     )
 
 
-def make_manager(store=0.0):
+def make_manager(store=0.0, modules=None, **changes):
     manager = object.__new__(MosModelManager)
     manager.lora_config = SimpleNamespace(
         max_cpu_loras=CAPACITY, max_loras=SLOTS, max_lora_rank=MAX_RANK, lora_dtype=torch.float32
     )
-    manager.modules, manager.packed_modules = lora_modules(BLOCKS)
+    manager.modules, manager.packed_modules = modules or lora_modules(BLOCKS)
     manager.device, manager.is_pooling_model = torch.device("cpu"), False
     manager._enable_mixed_moe_lora_format = manager._is_moe = False
     manager.packed_modules_mapping, manager.punica_wrapper_mapping = {}, {"language_model": SimpleNamespace()}
     manager._registered_adapters = AdapterLRUCache(CAPACITY, manager.deactivate_adapter)
     manager._active_adapters = AdapterLRUCache(SLOTS, manager._deactivate_adapter)
     manager.lora_index_to_id = [None] * SLOTS
-    manager.prepare(vllm_config(store))
+    manager.prepare(vllm_config(store, **changes))
     return manager
 
 
@@ -173,6 +185,29 @@ def test_a_layer_without_a_stack_is_cleared_after_a_plain_lora_only():
     assert manager.lora_index_to_id.index(2) == slot and cleared == [slot]
 
 
+@pytest.mark.parametrize("parts", [("q_proj",), ("q_proj", "o_proj", "router"), ("fc",)])
+def test_a_fused_layer_with_and_without_stacks_holds_the_adapter_after_a_plain_lora(parts):
+    """Blocks whose queries are of one width and whose keys and values are not."""
+    manager = make_manager(modules=narrow_kv(*lora_modules(BLOCKS), block=1))
+    assert "layers.*.attn.q_proj" in manager.stacks and "layers.*.attn.k_proj" not in manager.stacks
+    for module in manager.rest:  # what a LoRA has left in the slot
+        module.lora_a_stacked[1][:], module.lora_b_stacked[1][:] = 7, 7
+    manager.unstacked = set(range(SLOTS))
+    adapter = random_adapter(3, parts=parts)
+    manager.add_adapter(MosLoRAModel(1, hold("x", adapter, manager.stacks, torch.float32, str), "3", ()))
+    manager.activate_adapter(1)
+    expected, packed = narrow_kv(*lora_modules(BLOCKS), block=1)
+    set_lora(expected, packed, 0, adapter)
+    wanted = slots(expected)
+    for key, tensor in slots(manager.modules).items():
+        torch.testing.assert_close(tensor[0], wanted[key][0], rtol=1e-6, atol=1e-6, msg=str(key))
+
+
+@pytest.mark.parametrize("changes", [{"enable_sleep_mode": True}, {"pipeline_parallel_size": 2}])
+def test_a_server_that_takes_no_mos_adapters_keeps_its_memory(changes):
+    assert len(make_manager(store=1.0, **changes).store.memory) == 0
+
+
 def test_an_adapter_in_the_device_store_is_not_copied_again():
     manager = make_manager(store=100 * 70 * ALIGNMENT / GIB)
     for adapter_id in (1, 2, 3, 4, 1, 2, 3, 4):
@@ -202,7 +237,7 @@ def test_servers_that_take_no_mos_adapters_say_why(changes, pooling, said):
 
 def test_a_refusing_server_refuses_mos_alone(tmp_path):
     worker = object.__new__(MosWorkerManager)
-    worker._adapter_manager = SimpleNamespace(refusal="cannot be served today.")
+    worker._adapter_manager, worker.in_use = SimpleNamespace(refusal="cannot be served today."), {}
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "MOS"}', encoding="utf-8")
     with pytest.raises(AdapterError, match="cannot be served today"):
         worker._load_adapter(LoRARequest("a", 1, str(tmp_path)))
@@ -211,7 +246,7 @@ def test_a_refusing_server_refuses_mos_alone(tmp_path):
 def test_looking_up_a_registered_adapter_copies_nothing(monkeypatch):
     manager = make_manager()
     worker = object.__new__(MosWorkerManager)
-    worker._adapter_manager, worker.asked = manager, {}
+    worker._adapter_manager, worker.asked, worker.in_use = manager, {}, {}
     for adapter_id in (1, 2):
         use(manager, adapter_id, adapter_id - 1)
     monkeypatch.setattr(worker, "list_adapters", lambda: pytest.fail("copied"))
@@ -224,7 +259,7 @@ def test_looking_up_a_registered_adapter_copies_nothing(monkeypatch):
 def worker(monkeypatch):
     """vLLM's worker manager on the manager above; a request's path is the number of its adapter."""
     made = object.__new__(MosWorkerManager)
-    made._adapter_manager, made.asked, made.mappings = make_manager(), {}, []
+    made._adapter_manager, made.asked, made.in_use, made.mappings = make_manager(), {}, {}, []
     monkeypatch.setattr(
         made, "_load_adapter", lambda request: model(made._adapter_manager, int(request.lora_path), request.lora_int_id)
     )
@@ -267,3 +302,101 @@ def test_whatever_is_wrong_with_a_reload_within_a_step_the_earlier_weights_stay(
 
     monkeypatch.setattr(worker, "_load_adapter", fails)
     step(worker, {LoRARequest("a", 1, "1", load_inplace=True)}, (1,))
+
+
+@pytest.fixture
+def reading(worker, monkeypatch, tmp_path):
+    """The worker above with vLLM's loading; folders hold the number of an adapter. `folder(name, number)` writes one.
+
+    The host has two places, as many as an answer of two adapters needs.
+    """
+    monkeypatch.undo()
+    worker.lora_config = worker._adapter_manager.lora_config
+    worker._adapter_manager._registered_adapters = AdapterLRUCache(2, worker._adapter_manager.deactivate_adapter)
+    monkeypatch.setattr(MosModelManager, "capacity", 2)
+    monkeypatch.setattr("mos_vllm.manager.read", lambda folder, _: ADAPTERS[int((folder / "number").read_text())])
+    worker._adapter_manager.model = None
+
+    def folder(name, number):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "adapter_config.json").write_text(f'{{"peft_type": "MOS", "x": {number}}}', "utf-8")
+        (tmp_path / name / "number").write_text(str(number), "utf-8")
+        return tmp_path / name
+
+    worker.folder, worker.mappings = folder, []
+    worker._adapter_manager.set_adapter_mapping = worker.mappings.append
+    return worker
+
+
+def holds(worker, adapter_id, number):
+    manager = worker._adapter_manager
+    slot, held = manager.lora_index_to_id.index(adapter_id), slots(manager.modules)
+    for key, tensor in EXPECTED[number].items():
+        torch.testing.assert_close(held[key][slot], tensor, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("change", ["gone", "other weights"])
+def test_an_adapter_in_use_is_not_read_again_when_others_push_it_out(reading, change):
+    """Its folder may be gone by then, which would end the engine; other weights would change an answer midway."""
+    path = reading.folder("a", 0)
+    request = LoRARequest("a", 1, str(path))
+    step(reading, {request}, (1,))
+    if change == "gone":
+        shutil.rmtree(path)
+    else:
+        reading.folder("a", 4)
+    for number in (2, 3):
+        reading.add_adapter(LoRARequest(str(number), number, str(reading.folder(str(number), number))))
+    assert 1 not in reading._adapter_manager._registered_adapters
+    for _ in range(2):
+        step(reading, {request}, (1,))
+        holds(reading, 1, 0)
+
+
+def test_an_adapter_that_was_removed_or_is_not_in_use_is_read_again(reading):
+    request = LoRARequest("a", 1, str(reading.folder("a", 0)))
+    for forget in (lambda: reading.remove_adapter(1), lambda: step(reading, set(), (0,)), reading.remove_all_adapters):
+        reading.folder("a", 0)
+        step(reading, {request}, (1,))
+        forget()
+        reading._adapter_manager.remove_adapter(1)
+        reading.folder("a", 4)
+        step(reading, {request}, (1,))
+        holds(reading, 1, 4)
+
+
+def test_a_load_in_place_of_an_adapter_in_use_is_what_stays_in_use(reading):
+    path = reading.folder("a", 0)
+    request = LoRARequest("a", 1, str(path))
+    step(reading, {request}, (1,))
+    reading.folder("a", 4)
+    (path / "adapter_config.json").rename(path / "earlier")
+    shutil.copy(path / "earlier", path / "adapter_config.json")  # another file, and another stamp
+    reading.add_adapter(LoRARequest("a", 1, str(path), load_inplace=True))
+    shutil.rmtree(path)
+    for number in (2, 3):
+        reading.add_adapter(LoRARequest(str(number), number, str(reading.folder(str(number), number))))
+    step(reading, {request}, (1,))
+    holds(reading, 1, 4)
+
+
+def test_a_step_that_asks_for_a_load_in_place_keeps_what_was_in_use(reading):
+    """Also where the adapter has left the host, and its folder is gone."""
+    path = reading.folder("a", 0)
+    step(reading, {LoRARequest("a", 1, str(path))}, (1,))
+    reading._adapter_manager.remove_adapter(1)
+    shutil.rmtree(path)
+    step(reading, {LoRARequest("a", 1, str(path), load_inplace=True)}, (1,))
+    holds(reading, 1, 0)
+
+
+def test_a_request_that_is_remembered_asks_for_no_load_in_place(reading):
+    """It stands for a number that vLLM's set of requests lacks, in any later step."""
+    path = reading.folder("a", 0)
+    reading.add_adapter(LoRARequest("a", 1, str(path), load_inplace=True))
+    assert reading.asked[1].load_inplace is False and reading.asked[1].lora_path == str(path)
+    known = stamp(path)
+    reading.folder("a", 4)
+    assert stamp(path) != known
+    step(reading, {LoRARequest("a", 2, str(reading.folder("b", 1)))}, (1, 2))
+    holds(reading, 1, 0)

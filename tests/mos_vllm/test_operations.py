@@ -85,6 +85,10 @@ def test_a_pinned_adapter_stays_while_others_come_and_go(seen):
     assert part["tokens"] == seen["exported"]["3"]
 
 
+def test_an_adapter_that_answers_stays_when_others_push_it_out_and_its_folder_goes(seen):
+    assert seen["crowding"]["pushed_out"] and seen["crowding"]["tokens"] == seen["exported"]["1"]
+
+
 @pytest.mark.parametrize(
     ("folder", "kind", "said"),
     [

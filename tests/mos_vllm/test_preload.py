@@ -1,6 +1,7 @@
 """What is preloaded is handed over once, never stale, and never more than the host may hold."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -60,6 +61,37 @@ def test_an_adapter_is_handed_over_once_also_through_a_link(root, tmp_path):
     assert preloaded.take(tmp_path / "link", stamp(root / "a"), 0) is held
     assert preloaded.take(root / "a", stamp(root / "a"), 0) is None
     assert held.key in preloaded.store.held and preloaded.size == 2 * ALIGNMENT
+
+
+@pytest.fixture
+def linked(root, tmp_path_factory):
+    """A folder of names that lead to adapters elsewhere, two of them to one, and a link that leads nowhere."""
+    users = tmp_path_factory.mktemp("users")
+    for name, target in (("ann", root / "a"), ("bob", root / "b"), ("also-ann", root / "a"), ("loop", users / "loop")):
+        (users / name).symlink_to(target)
+    return users
+
+
+@pytest.mark.parametrize("name", ["ann", "also-ann"])
+def test_a_link_that_is_preloaded_is_handed_over_and_no_copy_stays(linked, name):
+    preloaded = filled(linked)
+    assert preloaded.size == 2 * ALIGNMENT
+    assert preloaded.take(linked / name, stamp(linked / name), 0) is not None
+    assert names(preloaded) == ["b"] and preloaded.size == ALIGNMENT
+
+
+def test_a_folder_that_may_not_be_looked_into_is_left_out(root, monkeypatch):
+    """As `lost+found` of a disk; root looks into each, so that the refusal is made here."""
+    (root / "lost+found").mkdir()
+    allowed = Path.stat
+
+    def stat(path, **options):
+        if "lost+found" in path.parts[:-1]:
+            raise PermissionError(13, "Permission denied", str(path))
+        return allowed(path, **options)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    assert names(filled(root)) == ["a", "b", "d"]
 
 
 def test_an_adapter_whose_files_have_changed_is_dropped(root):

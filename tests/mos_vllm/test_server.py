@@ -239,6 +239,46 @@ def test_a_reload_in_place_answers_with_the_new_weights_also_for_cached_prefixes
     assert server.text("live", prompt) == server.text("lora-6", prompt)
 
 
+def replace_weights(folder, other):
+    """Whole or not at all: a request that sees half a file is refused."""
+    shutil.copy(other / "adapter_model.safetensors", folder / "new")
+    (folder / "new").replace(folder / "adapter_model.safetensors")
+
+
+def test_an_adapter_that_is_loaded_again_answers_with_the_new_weights_while_earlier_requests_run(
+    server, work, exported
+):
+    """vLLM's prefix cache goes by name and folder, and an earlier request may cache its prompt at any time."""
+    prompt = PROMPT * 8  # more than a block of the prefix cache
+    long = {"max_tokens": 80, "extra_body": {"ignore_eos": True}}
+    again = shutil.copytree(work / "named/mos-0", work / "again")
+    assert server.load("again", again)[0] == 200
+    running = [server.answer("again", prompt, stream=True, **long) for _ in range(3)]
+    parts = [next(each).choices[0].text for each in running]
+    assert server.post("/v1/unload_lora_adapter", lora_name="again")[0] == 200
+    replace_weights(again, work / "named/mos-1")
+    assert server.load("again", again)[0] == 200
+    with ThreadPoolExecutor(4) as pool:
+        texts = [pool.submit(server.text, "again", prompt) for _ in range(8)]
+        for first, rest in zip(parts, running, strict=True):
+            assert first + "".join(each.choices[0].text for each in rest) == server.text("lora-0", prompt, **long)
+        assert {each.result() for each in texts} == {server.text("lora-1", prompt)}
+    assert server.text("again", prompt) == server.text("lora-1", prompt) != server.text("lora-0", prompt)
+
+
+def test_files_that_change_are_read_by_the_next_request_and_broken_ones_are_not(server, work, exported):
+    prompt = PROMPT * 8
+    changing = shutil.copytree(work / "named/mos-0", work / "changing")
+    assert server.load("changing", changing)[0] == 200
+    assert server.text("changing", prompt) == server.text("lora-0", prompt)
+    replace_weights(changing, work / "named/mos-1")
+    assert server.text("changing", prompt) == server.text("lora-1", prompt)
+    (changing / "adapter_model.safetensors").write_bytes(b"x")
+    assert server.text("changing", prompt) == server.text("lora-1", prompt)  # from memory
+    replace_weights(changing, work / "named/mos-3")
+    assert server.text("changing", prompt) == server.text("lora-3", prompt)
+
+
 def test_a_reload_under_load_answers_every_request(server, work, exported):
     busy = shutil.copytree(work / "named/mos-1", work / "busy")
     assert server.load("busy", busy)[0] == 200

@@ -71,6 +71,18 @@ def lora_modules(blocks, tp=1, rank=0, sharded=False):
     return modules, packed
 
 
+def narrow_kv(modules, packed, block):
+    """Halve the keys and values of one block, as in models whose blocks differ in their heads."""
+    config = SimpleNamespace(max_lora_rank=MAX_RANK, fully_sharded_loras=False, lora_dtype=torch.float32)
+    parts, base, plain, _ = LAYERS["attn.qkv_proj"]
+    layer = base_layer(base, parts, 1, 0)
+    layer.total_num_kv_heads, layer.num_kv_heads = layer.total_num_kv_heads // 2, layer.num_kv_heads // 2
+    module = plain(layer)
+    module.create_lora_weights(SLOTS, config)
+    modules[f"layers.{block}.attn.qkv_proj"] = module
+    return modules, packed
+
+
 def full_name(block, part):
     [place] = [name.rpartition(".")[0] for name, (parts, *_) in LAYERS.items() if part in parts]
     return f"layers.{block}.{place}.{part}"

@@ -44,6 +44,20 @@ def test_the_base_is_spread_until_adapters_fit_and_every_byte_is_accounted_for(l
     assert native.warm < native.cold < exported.cold < lora_64.cold
 
 
+def test_each_process_of_a_copy_of_the_base_holds_an_adapter_on_the_host(llama2_70b):
+    """vLLM's tensor parallelism has a process for each GPU, which reads whole adapters and keeps them to itself."""
+    types, found = layer_types(llama2_70b), plan(llama2_70b, NODE, r=16, e=2)
+    whole = [pools(types, 2, 4), factors(types, 16), factors(types, 16), factors(types, 64)]
+    assert found.tp == 2 and [row.on_host for row in found.rows] == [2 * each for each in whole]
+
+
+def test_slots_have_the_larger_of_both_ranks(llama2_70b):
+    """The server refuses an adapter whose r or e is above --max-lora-rank, and all slots have that rank."""
+    found = [plan(llama2_70b, NODE, r=r, e=e) for r, e in ((4, 16), (16, 4), (4, 2))]
+    assert found[0].slots == found[1].slots == 4 * found[2].slots
+    assert found[0].rows[0].warm == found[1].rows[0].warm
+
+
 def test_a_gpu_keeps_the_whole_of_one_factor_and_its_part_of_the_other():
     types = (LayerType("blocks.*.o_proj", 3, 8, 20), LayerType("blocks.*.q_proj", 3, 8, 20))
     assert factors(types, 1, tp=2) == 2 * 3 * ((8 / 2 + 20) + (8 + 20 / 2))
@@ -89,7 +103,26 @@ def test_the_command_prints_the_papers_10000_users(capsys):
     shown = capsys.readouterr().out
     assert "4 copies on 2 GPU(s) each" in shown and "LoRA 64 has 37.53, MoS 16/32 with e=8 has 37.63" in shown
     rows = {line.split("  ")[0]: line for line in shown.splitlines()}
-    assert " 0.52 " in rows["MoS r=16 e=2"] and " 4.14 " in rows["LoRA 16"]
+    assert (
+        " 1.04 " in rows["MoS r=16 e=2"] and " 8.28 " in rows["LoRA 16"]
+    )  # each twice, by the two processes of a copy
+
+
+def test_the_page_has_the_numbers_of_the_command(capsys):
+    page = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    [command] = re.findall(r"python -m scripts.serve_plan (.*) --plot docs/serving.svg", page)
+    main(command.split())
+    rows = {line.split("  ")[0]: line.split("  ") for line in capsys.readouterr().out.splitlines()}
+    named = {
+        "MoS r=16 e=2": "MoS r=16 e=2",
+        "the same, exported": "MoS exported to LoRA of rank 16",
+        "LoRA 64": "LoRA 64",
+    }
+    for ours, theirs in named.items():
+        [line] = [line for line in page.splitlines() if line.startswith(f"| {ours} |")]
+        held, _, node, gpus, hosts, warm, cold = [cell.strip() for cell in rows[theirs] if cell][1:]
+        activation = f"{warm.removesuffix(' ms')} / {cold}"
+        assert [cell.strip() for cell in line.strip("|").split("|")][1:] == [held, node, gpus, hosts, activation]
 
 
 def test_the_picture_names_each_way_of_serving(tmp_path, capsys):
@@ -122,8 +155,41 @@ def test_a_gpu_without_a_count_is_one():
         (["nope"], "Unknown model 'nope'"),
         (["llama2_7b", "-r", "0"], "at least 1"),
         (["llama2_7b", "--gpu", "x"], "h200:8"),
+        (["llama2_7b", "--kv-gib", "-1"], "--kv-gib=-1 must be 0 or more"),
+        (["llama2_7b", "--kv-gib", "nan"], "--kv-gib=nan must be 0 or more"),
+        (["llama2_7b", "--kv-gib", "inf"], "Name more GPUs"),
+        (["llama2_7b", "--plot", "none/x.svg"], "--plot=none/x.svg: there is no folder 'none'"),
+        (["local"], "model.source.path=None holds no config.json"),
+        (["a=b"], "a=b"),
     ],
 )
 def test_a_wrong_argument_is_one_line(arguments, said):
-    with pytest.raises(SystemExit, match=said):
+    with pytest.raises(SystemExit, match=said) as stopped:
         main(arguments)
+    assert "\n" not in str(stopped.value.code)
+
+
+def test_a_model_that_builds_on_another_is_planned(capsys):
+    """`micro_13b` has the defaults of `micro_7b`."""
+    main(["micro_13b", "--gpu", "h200"])
+    assert "micro_13b in bfloat16" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("rates", "said"),
+    [
+        ("", "has no memory_tb_s and no host_gb_s above 0"),
+        ("memory_tb_s: 4.8\n", "has no host_gb_s above 0"),
+        ("memory_tb_s: 0\nhost_gb_s: fast\n", "has no memory_tb_s and no host_gb_s above 0"),
+    ],
+)
+def test_a_gpu_file_without_rates_is_refused_with_the_keys_to_add(monkeypatch, tmp_path, rates, said):
+    """As `make gpu-check` writes it."""
+    (tmp_path / "gpu").mkdir()
+    written = f"name: Mine\nmemory_gib: 80\ntflops: 300\n{rates}"
+    (tmp_path / "gpu" / "mine.yaml").write_text(written, encoding="utf-8")
+    monkeypatch.setattr("scripts.cost.serving_text.CONFIGS", tmp_path)
+    monkeypatch.setattr("scripts.cost.serving_text.choices", lambda group: ["mine"])
+    with pytest.raises(ValueError, match=r"configs/gpu/mine\.yaml") as error:
+        parse_gpu("mine:8")
+    assert said in str(error.value)

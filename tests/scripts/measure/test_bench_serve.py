@@ -92,6 +92,25 @@ def test_other_code_of_the_server_is_measured_again(tmp_path, monkeypatch):
     assert len(calls) == 2
 
 
+@pytest.mark.parametrize("changed", ["hardware", "versions"])
+def test_another_machine_is_measured_again(tmp_path, monkeypatch, changed):
+    """The line above the table names one machine."""
+    path, calls, here = tmp_path / "figure.json", [], serving_table.provenance()
+    for other in ({}, {changed: {"cpu": "another"}}, {changed: {"cpu": "another"}}):
+        monkeypatch.setattr(serving_table, "provenance", lambda other=other: here | other)
+        serving_table.once(path, Sizes(), lambda: calls.append(1) or [])
+    assert len(calls) == 2
+
+
+def test_other_code_that_measures_is_measured_again(tmp_path, monkeypatch):
+    path, calls = tmp_path / "figure.json", []
+    for key in ("a", "b"):
+        keys = {"mos_vllm": "same", "scripts/measure": key}
+        monkeypatch.setattr(serving_table, "code_key", keys.__getitem__)
+        serving_table.once(path, Sizes(), lambda: calls.append(1) or [])
+    assert len(calls) == 2
+
+
 def test_the_page_has_a_place_for_the_table():
     page = bench_serve.PAGE.read_text(encoding="utf-8")
     once = serving_table.filled(page, "| new |")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from scripts import serve_demo
 from scripts.measure import serving_demo as demo
 from scripts.measure.serving_demo import Answer, Server, line, stream, summed, tensor_bytes
 from scripts.measure.serving_inputs import WEIGHTS, Case, thousand
@@ -56,6 +57,31 @@ def test_a_stream_ends_in_time_and_at_ctrl_c(monkeypatch):
         raise KeyboardInterrupt
 
     assert all(each.error is None for each in stream("", 10, 2, 60, interrupted))
+
+
+def test_a_stream_outlasts_what_was_drawn(monkeypatch):
+    monkeypatch.setattr(demo, "DRAWN", 5)
+    monkeypatch.setattr(demo, "answer", lambda url, number: time.sleep(0.01) or Answer(number, 0.01, None))
+    answers = stream("", 10, 2, 0.3, lambda answers, seconds: None)
+    assert len(answers) > 10 and len({each.adapter for each in answers}) <= 5
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--adapters", "0"], ["--clients", "0"], ["--clients", "-1"], ["--seconds", "0"], ["--seconds", "nan"]],
+)
+def test_a_number_that_cannot_be_is_refused_before_anything_is_made(monkeypatch, capsys, arguments):
+    monkeypatch.setattr(serve_demo, "thousand", None)
+    with pytest.raises(SystemExit):
+        serve_demo.main(arguments)
+    assert "--adapters and --clients must be at least 1, and --seconds above 0." in capsys.readouterr().err
+
+
+def test_a_server_that_does_not_start_is_no_traceback(stubborn, monkeypatch):
+    (stubborn / "bin" / "vllm").write_text("#!/bin/sh\necho no such model; exit 1\n", encoding="utf-8")
+    monkeypatch.setattr(serve_demo, "thousand", lambda case, cache: stubborn)
+    with pytest.raises(SystemExit, match=r"error: vLLM has not started within .*\nno such model"):
+        serve_demo.main([])
 
 
 def test_an_error_of_a_client_is_not_hidden(monkeypatch):
@@ -103,7 +129,7 @@ def test_no_process_is_left_also_of_a_server_that_ignores_a_request_to_stop(stub
 
 def test_a_server_that_does_not_start_shows_its_log(stubborn, monkeypatch):
     (stubborn / "bin" / "vllm").write_text("#!/bin/sh\necho no such model; exit 1\n", encoding="utf-8")
-    with Server(stubborn, CASE, on_host=8, slots=2) as server, pytest.raises(RuntimeError, match="no such model"):
+    with Server(stubborn, CASE, on_host=8, slots=2) as server, pytest.raises(ChildProcessError, match="no such model"):
         server.wait()
 
 
