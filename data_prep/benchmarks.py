@@ -1,4 +1,4 @@
-"""What the readers of benchmark files share: finding them, and rows of JSON and Parquet (docs/data.md).
+"""What the readers of benchmark files share: packed files, and rows of JSON and Parquet (docs/data.md).
 
 Benchmarks are read strictly. The first broken row stops the reading, because a score over fewer items is another score.
 """
@@ -7,31 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.files import load_json, needed, numbered_lines, strict
-from data_prep.sources import listed
 from data_prep.storage import remedy
 
 
-def existing(root: Path, pattern: str) -> list[Path]:
-    """The files below `root` that match a glob, sorted. Raises FileNotFoundError if there is none."""
-    paths = listed(root, pattern)
-    if not paths:
-        raise FileNotFoundError(f"No '{pattern}' in {root}; docs/data.md says where each benchmark's files belong.")
-    return paths
+def agreeing(path: Path) -> Path:
+    """`path`. Raises ValueError if the same file is also there unpacked, or packed (`.gz`), and its lines differ."""
+    other = path.with_suffix("") if path.suffix == ".gz" else path.with_name(f"{path.name}.gz")
+    if other.is_file() and _lines(path) != _lines(other):
+        raise ValueError(f"{path} and {other} differ; remove the one that is not meant.")
+    return path
 
 
-def only(root: Path, *names: str) -> Path:
-    """The file in `root` that has one of these names, packed (`.gz`) or not.
-
-    Raises:
-        FileNotFoundError: there is none
-        ValueError: there are several, and their lines differ
-    """
-    paths = [root / name for name in names if (root / name).is_file()]
-    if not paths:
-        raise FileNotFoundError(f"No '{names[0]}' in {root}; docs/data.md says where each benchmark's files belong.")
-    if len({tuple(line for _, line in numbered_lines(path)) for path in paths}) > 1:
-        raise ValueError(f"{' and '.join(map(str, paths))} differ; remove the one that is not meant.")
-    return paths[0]
+def _lines(path: Path) -> list[str]:
+    return [line for _, line in numbered_lines(path)]
 
 
 def entries(path: Path, name: str) -> list[Any]:

@@ -74,10 +74,11 @@ def numbered_lines(path: Path) -> Iterator[tuple[str, str]]:
     # One line that is not UTF-8 must not stop a file of 100,000: `decode` finds the bytes and reports a broken row.
     with open_text(path, errors="surrogateescape") as file:
         for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
             if not line.endswith("\n"):
                 _check_last_line(path, number, line)
-            if line.strip():
-                yield f"{path}:{number}", line
+            yield f"{path}:{number}", line
 
 
 def _check_last_line(path: Path, number: int, line: str) -> None:
@@ -88,8 +89,9 @@ def _check_last_line(path: Path, number: int, line: str) -> None:
 
 
 def csv_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield `("path:line", cells)` for every row of a CSV file. Cells stay text: `None` and `0.10` are not interpreted.
+    """Yield `("path:line", cells)` for every row of a CSV file that is not blank.
 
+    Cells stay text: `None` and `0.10` are not interpreted.
     If every LF of the file follows a CR, or there are only CRs, a program has converted it. Line ends inside cells are
     then turned back, too, so the cells are as before. In other files they stay as they are: one of MMLU's own files has
     a cell with CRLF.
@@ -105,7 +107,8 @@ def csv_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
         for row in reader:
             if converted and any("\n" in cell for cell in row):
                 _warn_of_converted(path.parent)
-            yield f"{path}:{reader.line_num}", row
+            if len(row) > 1 or "".join(row).strip():
+                yield f"{path}:{reader.line_num}", row
     except csv.Error as error:
         raise ValueError(f"{path}:{reader.line_num}: {error}; {remedy(path)}.") from error
 

@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -63,6 +64,13 @@ class Store:
         if os.write(self._descriptor, line) < len(line):  # one call: the line is there as a whole, or it is damaged
             raise OSError(f"The disk is full at {self.path}; free some space and run the same command again.")
         self.records[record["id"]] = record
+
+    def replace(self, records: Iterable[Record]) -> None:
+        """Put these in the place of all that are there, at once."""
+        self.records = {record["id"]: record for record in records}
+        write_bytes(self.path, b"".join(map(_line, self.records.values())))
+        os.close(self._descriptor)
+        self._descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND)
 
 
 def read(path: Path) -> dict[str, Record]:

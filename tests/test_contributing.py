@@ -16,7 +16,10 @@ ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 ADDED = """
+from pathlib import Path
+
 from omegaconf import OmegaConf
+from data_prep.sources import find_files
 from eval import benchmarks
 from scripts.config import compose
 from scripts.table import grid
@@ -25,8 +28,8 @@ cfg = compose(["table=table2", "method=mos_r64"])
 grid.check_table(cfg)
 (row,) = [row for row in cfg.table.rows if "mos_r64" in row.methods]
 benchmark = OmegaConf.to_container(cfg.benchmark.arc_easy, resolve=True)
-benchmarks.check(benchmark)
-print(cfg.method.config.r, cfg.method.config.equivalent_rank, row.against, benchmark["module"])
+raw = benchmarks.load(benchmark, find_files(cfg.benchmark.arc_easy.source, Path("tests/fixtures/eval/arc_challenge")))
+print(len(raw), cfg.method.config.r, cfg.method.config.equivalent_rank, row.against, benchmark["module"])
 """
 
 
@@ -53,7 +56,7 @@ def test_the_row_and_the_benchmark_are_taken(tmp_path):
         encoding="utf-8",
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["64", "8", "lora_r8", "arc"]
+    assert done.stdout.split() == ["4", "64", "8", "lora_r8", "arc"]
 
 
 def test_the_reader_reads(tmp_path):

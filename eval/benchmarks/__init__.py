@@ -2,7 +2,7 @@
 
 A module has
 
-    load(root) -> raw                              the original files, as they are; len(raw) is the number of items
+    load(files) -> raw                             the original files, by role; len(raw) is the number of items
     items(raw, tokenizer, prompting) -> [Item]     prompts, byte for byte as docs/protocol.md describes them
     parse(output, item) -> prediction              from the model's text, cut at the stops, or from the letters' logits
     score(item, predictions) -> Verdict            percent, one number per entry of METRICS
@@ -17,13 +17,15 @@ import importlib.util
 import logging
 import os
 import string
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from types import ModuleType
 from typing import Any
+
+from data_prep.sources import Files
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +37,14 @@ OPTIONAL = (  # letters, or stops and max_new_tokens, are needed too: see `check
     *("letters", "shots", "stops", "max_new_tokens", "samples", "temperature", "top_p"),
     *("max_prompt_tokens", "max_context_tokens", "programs", "allow_unprotected"),
 )
+LEAST = {"shots": 0, "max_new_tokens": 1, "samples": 1, "max_prompt_tokens": 1, "max_context_tokens": 1}
+GENERATING = (
+    "max_new_tokens",
+    "stops",
+    "samples",
+    "temperature",
+    "top_p",
+)  # nothing reads them where letters are scored
 
 Config = Mapping[str, Any]  # the resolved content of configs/benchmark/<name>.yaml
 
@@ -118,14 +128,38 @@ def check(config: Config) -> None:
             f"{len(metrics)} score(s) per item ({', '.join(metrics)}); name one column for each."
         )
     _check_answers(config, where)
+    _check_values(config)
 
 
 def _check_answers(config: Config, where: str) -> None:
     letters = config.get("letters")
     if letters is None and not (config.get("max_new_tokens") and config.get("stops")):
         raise ValueError(f"{where} needs letters, or max_new_tokens and stops for answers that are generated.")
+    if unread := [key for key in GENERATING if letters is not None and config.get(key) is not None]:
+        raise ValueError(f"{where} has letters, so nothing reads its {unread[0]}; leave one of the two out.")
     if letters is not None and (len(set(letters)) != len(letters) or len(letters) < 2):
         raise ValueError(f"{where}: letters are {letters}; at least two different ones are needed.")
+
+
+def _check_values(config: Config) -> None:
+    """The command line may have set them."""
+    name = f"benchmark.{config['name']}"
+    if type(allowed := config.get("allow_unprotected", False)) is not bool:  # the text "no" would count as a yes
+        raise ValueError(f"{name}.allow_unprotected={allowed} is refused: use true or false.")
+    for key, least in LEAST.items():
+        value = config.get(key)
+        if value is not None and (type(value) is not int or value < least):
+            raise ValueError(f"{name}.{key}={value} is refused: use a whole number from {least}.")
+    temperature, top_p, samples = config.get("temperature", 0.0), config.get("top_p", 1.0), config.get("samples", 1)
+    if not isinstance(temperature, int | float) or temperature < 0:
+        raise ValueError(f"{name}.temperature={temperature} is refused: use a number from 0.")
+    if not isinstance(top_p, int | float) or not 0 < top_p <= 1:
+        raise ValueError(f"{name}.top_p={top_p} is refused: use a number above 0, at most 1.")
+    if temperature == 0 and samples > 1:
+        raise ValueError(
+            f"{name}.samples={samples} with {name}.temperature={temperature} would be one answer {samples} times: use "
+            "samples=1, or a temperature above 0."
+        )
 
 
 def columns(configs: Iterable[Config]) -> dict[str, str]:
@@ -142,15 +176,15 @@ def columns(configs: Iterable[Config]) -> dict[str, str]:
     return found
 
 
-def load(config: Config, root: Path) -> Any:
-    """The raw data of a benchmark, from the folder of its original files.
+def load(config: Config, files: Files) -> Any:
+    """The raw data of a benchmark, from its original files by the roles of `source.files`.
 
     `label` of the result is what its scores are called: the name that the data gives itself, else the yaml's title.
     The log warns if the number of items is not the published one.
-    Raises ValueError as `check`, FileNotFoundError and ValueError for missing and broken files.
+    Raises ValueError as `check`, and FileNotFoundError and ValueError for missing and broken files.
     """
     check(config)
-    raw = module(config).load(root)
+    raw = module(config).load(files)
     labelled = replace(raw, label=raw.label or config["title"])
     published = config["published"]["items"]
     if len(raw) != published and labelled.label == config["title"]:
@@ -194,6 +228,13 @@ def matches(prediction: str, gold: str) -> bool:
 
 def _bare(text: str) -> str:
     return text.lower().translate(str.maketrans("", "", string.punctuation))
+
+
+def check_ids(items: Iterable[Item], label: str) -> None:
+    """Raise ValueError if two items have one id: answers are stored by it."""
+    ids = Counter(item.id for item in items)
+    if repeated := [name for name, count in ids.items() if count > 1]:
+        raise ValueError(f"{label} has the id '{repeated[0]}' {ids[repeated[0]]} times; keep one of these rows.")
 
 
 def spread(items: Sequence[Item], limit: int | None) -> list[Item]:

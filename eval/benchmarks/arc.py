@@ -6,12 +6,12 @@ here, not the texts of the choices. Choices that the data numbers 1, 2, ... get 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from data_prep.benchmarks import existing, parquet_rows
+from data_prep.benchmarks import parquet_rows
 from data_prep.chat import user_prompt
 from data_prep.files import BrokenRow, needed, strict, texts
+from data_prep.sources import Files, single
 from eval.benchmarks import Item, Prompting, Verdict
 from eval.letters import best, listed
 
@@ -38,12 +38,9 @@ class ARC:
         return len(self.test)
 
 
-def load(root: Path) -> ARC:
-    """`root/{train,test}-00000-of-00001.parquet`, as on the hub. Raises FileNotFoundError, ValueError."""
-    train, test = (
-        tuple(strict(parquet_rows(existing(root, f"{split}-00000-of-00001.parquet")[0]), _question))
-        for split in ("train", "test")
-    )
+def load(files: Files) -> ARC:
+    """A Parquet file each for `train` and `test`, as on the hub. Raises ValueError."""
+    train, test = (tuple(strict(parquet_rows(single(files, split)), _question)) for split in ("train", "test"))
     return ARC(train, test)
 
 

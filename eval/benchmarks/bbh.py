@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.benchmarks import entries, existing
+from data_prep.benchmarks import entries
 from data_prep.chat import user_prompt
-from data_prep.files import strict, texts
+from data_prep.files import BrokenRow, strict, texts
+from data_prep.sources import Files
 from data_prep.text import read_text
 from eval.benchmarks import Item, Prompting, Verdict, matches
 
 METRICS = ("exact match",)
+SHOTS = 3  # worked examples in every official prompt file
 ANSWER = re.compile(r"[t|T]he answer is (.*?)\.")  # the original has the bar inside the brackets, too
 
 
@@ -25,7 +27,7 @@ class Example:
 @dataclass(frozen=True)
 class SubTask:
     examples: tuple[Example, ...]
-    cot_prompt: str  # the official prompt file, canary included
+    shots: str  # as `direct_shots` makes them of the task's official prompt file
 
 
 @dataclass(frozen=True)
@@ -39,34 +41,56 @@ class BBH:
         return sum(len(task.examples) for task in self.tasks.values())
 
 
-def load(root: Path) -> BBH:
-    """`root/bbh/<task>.json` and `root/cot-prompts/<task>.txt`. Raises FileNotFoundError, ValueError."""
-    return BBH({path.stem: _task(path, root) for path in existing(root, "bbh/*.json")})
+def load(files: Files) -> BBH:
+    """`examples`: a file `<task>.json` per task; `prompts`: `<task>.txt`, its official chain-of-thought prompt.
 
-
-def _task(path: Path, root: Path) -> SubTask:
-    prompt_file = root / "cot-prompts" / f"{path.stem}.txt"
-    if not prompt_file.is_file():
+    Raises FileNotFoundError for a task without prompt file, ValueError.
+    """
+    prompts = {path.stem: path for path in files["prompts"]}
+    if missing := [path.stem for path in files["examples"] if path.stem not in prompts]:
         raise FileNotFoundError(
-            f"{prompt_file} is missing: every BBH task needs its official chain-of-thought prompt file."
+            f"{files['prompts'][0].parent} has no {missing[0]}.txt: every BBH task needs its official chain-of-thought "
+            "prompt file."
         )
+    return BBH({path.stem: SubTask(_examples(path), _shots(prompts[path.stem])) for path in files["examples"]})
+
+
+def _examples(path: Path) -> tuple[Example, ...]:
     rows = ((f"{path}[{i}]", row) for i, row in enumerate(entries(path, "examples")))
-    examples = strict(rows, lambda row: Example(*texts(row, "input", "target")))
-    return SubTask(tuple(examples), read_text(prompt_file))
+    return tuple(strict(rows, _example))
+
+
+def _example(row: Any) -> Example:
+    question, target = texts(row, "input", "target")
+    if not target.strip():  # an empty output would be the right one
+        raise BrokenRow("field 'target' is empty")
+    return Example(question, target)
+
+
+def _shots(path: Path) -> str:
+    return next(strict([(str(path), read_text(path))], _whole_shots))
+
+
+def _whole_shots(prompt_file: str) -> str:
+    shots = direct_shots(prompt_file)
+    examples = [part for part in shots.split("\n\n") if part.startswith("Q:")]
+    if len(examples) != SHOTS or not examples[-1].endswith("."):
+        raise BrokenRow(f"{SHOTS} worked examples are needed, the last with a period; it has {len(examples)}")
+    return shots
 
 
 def direct_shots(prompt_file: str) -> str:
     """The text of a task's chain-of-thought prompt file with each worked answer reduced to its result.
 
-    Raises ValueError for an example without `A:` or without a result.
+    Raises BrokenRow for an example without `A:` or without a result.
     """
-    _, _, text = prompt_file.split("\n", 2)  # the first two lines are the canary
+    text = "\n".join(prompt_file.split("\n")[2:])  # the first two lines are the canary
     return "\n\n".join(_direct(part) if part.startswith("Q:") else part for part in text.split("\n\n")).strip()
 
 
 def _direct(example: str) -> str:
     if "\nA:" not in example or "So the answer is" not in example:
-        raise ValueError(f"A BBH prompt example needs 'A:' and 'So the answer is'; this one has not: {example[:80]!r}.")
+        raise BrokenRow(f"a worked example needs 'A:' and 'So the answer is'; this one has not: {example[:80]!r}")
     question = example.split("\nA:")[0].strip()
     answer = example.split("So the answer is")[-1].strip()
     return f"{question}\nA: {answer}"
@@ -80,9 +104,8 @@ def prompt(shots: str, question: str, prompting: Prompting) -> str:
 
 def items(raw: BBH, tokenizer: object, prompting: Prompting) -> list[Item]:
     """One item per example; the task is the file."""
-    shots = {task: direct_shots(rows.cot_prompt) for task, rows in raw.tasks.items()}
     return [
-        Item(id=f"{task}/{i}", task=task, prompt=prompt(shots[task], row.input, prompting), gold=row.target)
+        Item(id=f"{task}/{i}", task=task, prompt=prompt(rows.shots, row.input, prompting), gold=row.target)
         for task, rows in raw.tasks.items()
         for i, row in enumerate(rows.examples)
     ]

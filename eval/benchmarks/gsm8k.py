@@ -3,12 +3,11 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from data_prep.benchmarks import existing
 from data_prep.chat import user_prompt
-from data_prep.files import decode, numbered_lines, strict, texts
+from data_prep.files import BrokenRow, decode, numbered_lines, strict, texts
+from data_prep.sources import Files, single
 from eval.benchmarks import Item, Prompting, Verdict, matches
 
 METRICS = ("exact match",)
@@ -64,7 +63,7 @@ EXEMPLARS = (
 @dataclass(frozen=True)
 class Question:
     question: str
-    answer: str  # the raw field: rationale, `####`, number
+    gold: str  # the number
 
 
 @dataclass(frozen=True)
@@ -76,10 +75,14 @@ class GSM8K:
         return len(self.test)
 
 
-def load(root: Path) -> GSM8K:
-    """`root/test.jsonl`. Raises FileNotFoundError, ValueError."""
-    (path,) = existing(root, "test.jsonl")
-    return GSM8K(tuple(strict(numbered_lines(path), lambda line: Question(*texts(decode(line), "question", "answer")))))
+def load(files: Files) -> GSM8K:
+    """`test`: a jsonl of questions and answers. Raises ValueError."""
+    return GSM8K(tuple(strict(numbered_lines(single(files, "test")), _question)))
+
+
+def _question(line: str) -> Question:
+    question, answer = texts(decode(line), "question", "answer")
+    return Question(question, gold(answer))
 
 
 def prefix(shots: Sequence[tuple[str, str]]) -> str:
@@ -95,20 +98,22 @@ def prompt(question: str, shots: Sequence[tuple[str, str]], prompting: Prompting
 
 
 def items(raw: GSM8K, tokenizer: object, prompting: Prompting) -> list[Item]:
-    """One item per test question; the task is the whole benchmark."""
+    """One item per test question; the task is the whole benchmark. Raises ValueError for more shots than there are."""
+    if prompting.shots > len(EXEMPLARS):
+        raise ValueError(f"GSM8K has {len(EXEMPLARS)} worked examples, not {prompting.shots}; ask for fewer shots.")
     shots = EXEMPLARS[: prompting.shots]
     return [
-        Item(id=str(i), task="gsm8k", prompt=prompt(row.question, shots, prompting), gold=gold(row.answer))
+        Item(id=str(i), task="gsm8k", prompt=prompt(row.question, shots, prompting), gold=row.gold)
         for i, row in enumerate(raw.test)
     ]
 
 
 def gold(answer: str) -> str:
-    """The number after the first `####` of a gold answer. Raises ValueError if there is none."""
-    parts = answer.split("####")
-    if len(parts) < 2:
-        raise ValueError(f"A GSM8K answer needs '####' before its number; this one is {answer[:80]!r}.")
-    return _drop_commas(parts[1].strip())
+    """The number after the first `####` of a gold answer: rationale, `####`, number. Raises BrokenRow without one."""
+    number = answer.partition("####")[2].partition("####")[0].strip()
+    if not re.search(r"\d", number):  # an empty output would be the right one
+        raise BrokenRow(f"an answer needs '####' and a number; this one is {answer[-80:]!r}")
+    return _drop_commas(number)
 
 
 def parse(output: str, item: Item | None = None) -> str:

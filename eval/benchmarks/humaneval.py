@@ -6,9 +6,10 @@ from math import comb
 from pathlib import Path
 from typing import Any
 
-from data_prep.benchmarks import only
+from data_prep.benchmarks import agreeing
 from data_prep.chat import user_prompt
 from data_prep.files import decode, numbered_lines, strict, texts
+from data_prep.sources import Files, single
 from eval import sandbox
 from eval.benchmarks import Item, Prompting, Verdict
 
@@ -35,27 +36,31 @@ class HumanEval:
         return len(self.problems)
 
 
-def load(root: Path) -> HumanEval:
-    """`root/HumanEval.jsonl.gz`, packed or not, and HumanEvalPack's `root/humanevalpack.jsonl` if it is there.
+def load(files: Files) -> HumanEval:
+    """`problems`: a jsonl, packed or not. HumanEvalPack's `humanevalpack.jsonl` beside it, if there, adds instructions.
 
-    Raises FileNotFoundError, ValueError.
+    Raises ValueError.
     """
-    path = only(root, "HumanEval.jsonl.gz", "HumanEval.jsonl")
-    instructions = _pack_instructions(root / "humanevalpack.jsonl")
-    problems = strict(numbered_lines(path), _problem)
-    return HumanEval(tuple(replace(row, instruction=instructions.get(row.task_id)) for row in problems))
+    path = agreeing(single(files, "problems"))
+    problems = tuple(strict(numbered_lines(path), _problem))
+    pack = path.with_name("humanevalpack.jsonl")
+    return HumanEval(_instructed(problems, pack) if pack.is_file() else problems)
 
 
 def _problem(line: str) -> Problem:
     return Problem(*texts(decode(line), "task_id", "prompt", "entry_point", "canonical_solution", "test"))
 
 
-def _pack_instructions(path: Path) -> dict[str, str]:
-    """By HumanEval's task ids; the Pack's own are `Python/<n>`. Empty without the file."""
-    if not path.is_file():
-        return {}
-    rows = strict(numbered_lines(path), lambda line: texts(decode(line), "task_id", "instruction"))
-    return {task.replace("Python/", "HumanEval/"): instruction for task, instruction in rows}
+def _instructed(problems: Sequence[Problem], pack: Path) -> tuple[Problem, ...]:
+    """The problems with the instructions of HumanEvalPack, whose own ids are `Python/<n>`."""
+    rows = strict(numbered_lines(pack), lambda line: texts(decode(line), "task_id", "instruction"))
+    instructions = {task.replace("Python/", "HumanEval/"): instruction for task, instruction in rows}
+    if missing := [row.task_id for row in problems if row.task_id not in instructions]:
+        raise ValueError(
+            f"{pack} has no instruction for {missing[0]}: use the whole Python part of HumanEvalPack, or remove the "
+            "file."
+        )
+    return tuple(replace(row, instruction=instructions[row.task_id]) for row in problems)
 
 
 def prompt(start: str, instruction: str | None, prompting: Prompting) -> str:

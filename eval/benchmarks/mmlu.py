@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.benchmarks import existing
 from data_prep.chat import user_prompt
 from data_prep.files import BrokenRow, csv_rows, strict
+from data_prep.sources import Files
 from eval.benchmarks import Item, Prompting, Verdict
 from eval.letters import best, listed
 
@@ -34,19 +34,21 @@ class MMLU:
         return sum(map(len, self.test.values()))
 
 
-def load(root: Path) -> MMLU:
-    """`root/{dev,test}/<subject>_{dev,test}.csv`, without header. Raises FileNotFoundError, ValueError."""
-    subjects = [path.name.removesuffix("_test.csv") for path in existing(root, "test/*_test.csv")]
-    dev, test = (
-        {subject: _questions(root / split / f"{subject}_{split}.csv") for subject in subjects}
-        for split in ("dev", "test")
-    )
+def load(files: Files) -> MMLU:
+    """`dev` and `test`: a file `<subject>_<split>.csv` per subject, without header.
+
+    Raises FileNotFoundError for a subject without dev file, ValueError.
+    """
+    shots, asked = ({path.stem.removesuffix(f"_{split}"): path for path in files[split]} for split in ("dev", "test"))
+    if missing := [subject for subject in asked if subject not in shots]:
+        raise FileNotFoundError(
+            f"{files['dev'][0].parent} has no {missing[0]}_dev.csv: every MMLU subject needs a dev and a test file."
+        )
+    dev, test = ({subject: _questions(paths[subject]) for subject in asked} for paths in (shots, asked))
     return MMLU(dev, test)
 
 
 def _questions(path: Path) -> tuple[Question, ...]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: every MMLU subject needs a dev and a test file.")
     return tuple(strict(csv_rows(path), _question))
 
 
@@ -72,7 +74,15 @@ def _ask(question: Question, prompting: Prompting) -> str:
 
 
 def items(raw: MMLU, tokenizer: Any, prompting: Prompting) -> list[Item]:
-    """One item per test question; the task is the subject."""
+    """One item per test question; the task is the subject.
+
+    Raises ValueError for a subject with fewer dev questions than shots.
+    """
+    for subject, questions in raw.dev.items():
+        if len(questions) < prompting.shots:
+            raise ValueError(
+                f"MMLU needs {prompting.shots} dev questions in {subject} as shots; the file has {len(questions)}."
+            )
     return [
         Item(
             id=f"{subject}/{i}",

@@ -7,12 +7,12 @@ in MMLU. The five shots are the validation questions of the item's own category,
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from data_prep.benchmarks import existing, parquet_rows
+from data_prep.benchmarks import parquet_rows
 from data_prep.chat import user_prompt
 from data_prep.files import BrokenRow, needed, strict, texts
+from data_prep.sources import Files, single
 from eval.benchmarks import Item, Prompting, Verdict
 from eval.letters import best, listed
 
@@ -40,11 +40,10 @@ class MMLUPro:
         return len(self.test)
 
 
-def load(root: Path) -> MMLUPro:
-    """`root/data/{validation,test}-00000-of-00001.parquet`, as on the hub. Raises FileNotFoundError, ValueError."""
+def load(files: Files) -> MMLUPro:
+    """A Parquet file each for `validation` and `test`, as on the hub. Raises ValueError."""
     validation, test = (
-        tuple(strict(parquet_rows(existing(root, f"data/{split}-00000-of-00001.parquet")[0]), _question))
-        for split in ("validation", "test")
+        tuple(strict(parquet_rows(single(files, split)), _question)) for split in ("validation", "test")
     )
     return MMLUPro(validation, test)
 

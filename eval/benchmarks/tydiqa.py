@@ -10,9 +10,10 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_prep.benchmarks import entries, existing
+from data_prep.benchmarks import entries
 from data_prep.chat import user_prompt
 from data_prep.files import BrokenRow, needed, strict, texts
+from data_prep.sources import Files, single
 from eval.benchmarks import Item, Prompting, Verdict
 
 METRICS = ("F1", "exact match")
@@ -75,9 +76,9 @@ class TyDiQA:
         return len(self.dev)
 
 
-def load(root: Path) -> TyDiQA:
-    """`root/tydiqa-goldp-v1.1-{train,dev}.json`, SQuAD layout. Raises FileNotFoundError, ValueError."""
-    train, dev = (tuple(_questions(existing(root, f"tydiqa-goldp-v1.1-{split}.json")[0])) for split in ("train", "dev"))
+def load(files: Files) -> TyDiQA:
+    """A file each for `train` and `dev`, in SQuAD's layout. Raises ValueError."""
+    train, dev = (tuple(_questions(single(files, split))) for split in ("train", "dev"))
     stand_in = any("-xquad-" in question.id for question in dev)
     return TyDiQA(train, dev, label="XQuAD" if stand_in else "")
 
@@ -94,8 +95,8 @@ def _of_article(article: Any) -> Iterator[Question]:
         for row in needed(paragraph, "qas", list):
             id_, question = texts(row, "id", "question")
             answers = tuple(texts(answer, "text")[0] for answer in needed(row, "answers", list))
-            if not answers:
-                raise BrokenRow(f"question '{id_}' has no answer")
+            if not answers or not all(map(str.strip, answers)):  # an empty output would be the right one
+                raise BrokenRow(f"question '{id_}' has no answer, or an empty one")
             yield Question(id_, id_.split("-")[0], context, question, answers)
 
 

@@ -3,6 +3,8 @@
 import os
 from collections.abc import Mapping
 
+from joblib import cpu_count
+
 ALWAYS = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     # One process: it starts in half the time, and after `kill -9` nothing is left that holds the GPU's memory.
@@ -21,7 +23,7 @@ ON_CPU = {
 
 def cpu_environment(kv_cache_gib: int, threads: int | None = None) -> dict[str, str]:
     """The further variables without CUDA. kv_cache_gib: GiB for cached keys and values; threads None: all cores."""
-    threads = threads or len(os.sched_getaffinity(0))
+    threads = threads or cpu_count()
     return ON_CPU | {"VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib), "OMP_NUM_THREADS": str(threads)}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from data_prep.sources import locate_complete
+from data_prep.sources import locate
 from scripts.cell import runs
 from scripts.cell.evaluation import load_benchmark
 from scripts.original import theirs
@@ -61,6 +61,6 @@ def compare(
 def _compared(
     trials: Sequence[Trial], cfg: DictConfig, checkout: Path, metrics: Path | None, work: Path
 ) -> list[Compared]:
-    root = locate_complete(cfg.benchmark[trials[0].benchmark.name].source, cfg.data, cfg.cache_dir).resolve()
+    root = locate(cfg.benchmark[trials[0].benchmark.name].source, cfg.data, Path(cfg.cache_dir)).resolve()
     answered = theirs.answered(trials, root, checkout, metrics, work)
     return [compared(trial, each) for trial, each in zip(trials, answered, strict=True)]

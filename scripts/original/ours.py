@@ -4,7 +4,6 @@ open-instruct is the original of this variant. The outputs are those of the run,
 """
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -13,8 +12,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from joblib import cpu_count
+
 from data_prep.storage import digest
-from eval import benchmarks
+from eval import benchmarks, scoring
 from eval.benchmarks import Item, Prompting, Verdict
 from eval.predictions import Record, read
 from eval.session import Benchmark, chosen_items
@@ -53,7 +54,7 @@ class Trial:
     @cached_property
     def verdicts(self) -> dict[str, tuple[list[Any], Verdict]]:
         """Predictions and verdict by id of the answered items. Programs run in the sandbox."""
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(cpu_count()) as pool:
             return dict(zip(self.records, pool.map(self._judged, self.records.values()), strict=True))
 
     @property
@@ -73,6 +74,11 @@ class Trial:
             raise ValueError(
                 f"{self.folder} answers other items than this command's data and settings give; use the profile, DATA "
                 "and OVERRIDES of that evaluation."
+            )
+        if not scoring.current(self.metrics, self.benchmark.config, items):
+            raise ValueError(
+                f"{self.folder} was scored by other tests, or another mean, than this command's data and settings "
+                f"give; run python -m scripts.evaluate runs=[{self.run}] with them, which scores its answers anew."
             )
 
     def scores(self) -> dict[str, Scores]:

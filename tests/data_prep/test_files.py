@@ -5,6 +5,7 @@ import pytest
 from data_prep.files import (
     BrokenRow,
     Tally,
+    csv_rows,
     decode,
     load_json,
     load_rows,
@@ -48,6 +49,20 @@ def test_a_last_line_without_newline_must_be_complete(tmp_path, ending, complete
     else:
         with pytest.raises(ValueError, match=r"rows.jsonl is truncated: line 2.*download the file again"):
             list(numbered_lines(path))
+
+
+@pytest.mark.parametrize("ending", ["  ", "\t", "\n\n  "])
+def test_a_last_line_of_spaces_is_a_blank_one(tmp_path, ending):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": "x"}\n' + ending, encoding="utf-8")
+    assert [where for where, _ in numbered_lines(path)] == [f"{path}:1"]
+
+
+@pytest.mark.parametrize("blank", ["\n", "  \n", "\r\n"])
+def test_blank_lines_of_a_csv_file_are_no_rows(tmp_path, blank):
+    path = tmp_path / "rows.csv"
+    path.write_bytes(f"{blank}a,b\n{blank}c,\n{blank}".encode())
+    assert list(csv_rows(path)) == [(f"{path}:2", ["a", "b"]), (f"{path}:4", ["c", ""])]
 
 
 def test_a_truncated_gzip_file_is_an_error(tmp_path):

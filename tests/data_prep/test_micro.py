@@ -13,6 +13,7 @@ from pathlib import Path
 
 import hydra
 import pytest
+from omegaconf import OmegaConf
 
 from data_prep.micro import VERSION, generate, key
 from data_prep.micro.functions import LINES
@@ -21,8 +22,8 @@ from data_prep.micro.tokenizer import build
 from data_prep.micro.words import changed
 from data_prep.micro.world import World
 from data_prep.prepare import prepare
-from data_prep.sources import GENERATED
-from eval.benchmarks import bbh, gsm8k, humaneval, mmlu, tydiqa
+from data_prep.sources import GENERATED, find_files
+from eval import benchmarks
 
 TRAINING_SETS = ("super_ni", "flan_v2", "cot", "code_alpaca")
 PROSE = {"inputs", "targets", "instruction", "input", "output", "Definition", "Positive Examples", "Instances"}
@@ -31,6 +32,12 @@ CONFIGS = ROOT / "configs"
 # sha256 of the files of seed 0 and of the pretraining text, by micro.VERSION
 FILES = {1: "880f5689ff7d6bae0630700fc07b34f0b28f2d679dd2da7570c67beaa0caf5b0"}
 PRETRAINING = {1: "1ef7dbdd3c2122403d77b3509a3ac65d3221afab81a309756db0dec28adf301d"}
+
+
+def asked(name, root):
+    """What a benchmark reads of generated files."""
+    found = OmegaConf.load(CONFIGS / "benchmark" / f"{name}.yaml")
+    return benchmarks.module(found).load(find_files(found.source, root / found.source.folder))
 
 
 def content(root):
@@ -94,41 +101,41 @@ def test_the_readers_of_the_original_files_read_the_training_sets(name, cache, t
 
 
 def test_every_test_item_is_new(root, trained_on):
-    asked = ["\n".join([q.question, *(f"{letter}. {c}" for letter, c in zip("ABCD", q.choices, strict=True))])
-             for questions in mmlu.load(root / "eval/mmlu").test.values() for q in questions]  # fmt: skip
-    asked += [f"Q: {example.input}" for task in bbh.load(root / "eval/bbh").tasks.values() for example in task.examples]
-    asked += [question.question for question in gsm8k.load(root / "eval/gsm8k").test]
-    asked += [problem.prompt for problem in humaneval.load(root / "eval/codex_humaneval").problems]
-    assert len(asked) == len(set(asked)) > 400
-    assert [question for question in asked if question in trained_on] == []
+    questions = ["\n".join([q.question, *(f"{letter}. {c}" for letter, c in zip("ABCD", q.choices, strict=True))])
+                 for subject in asked("mmlu", root).test.values() for q in subject]  # fmt: skip
+    questions += [f"Q: {example.input}" for task in asked("bbh", root).tasks.values() for example in task.examples]
+    questions += [question.question for question in asked("gsm8k", root).test]
+    questions += [problem.prompt for problem in asked("humaneval", root).problems]
+    assert len(questions) == len(set(questions)) > 400
+    assert [question for question in questions if question in trained_on] == []
     passages = trained_on.replace("\n", " ")
-    for item in tydiqa.load(root / "eval/tydiqa").dev:
+    for item in asked("tydiqa", root).dev:
         assert f"{item.context} {item.question}" not in passages
 
 
 def test_training_and_test_questions_look_alike(root, trained_on):
     """The check above would also pass if the two had nothing in common."""
-    problem = gsm8k.load(root / "eval/gsm8k").test[0].question
+    problem = asked("gsm8k", root).test[0].question
     words = set(problem.replace(".", " ").replace("?", " ").split())
     assert all(word in trained_on for word in words)
-    dev = mmlu.load(root / "eval/mmlu").dev
+    dev = asked("mmlu", root).dev
     assert all(question.answer in "ABCD" for questions in dev.values() for question in questions)
 
 
 def test_gold_answers_are_right(root):
-    for problem in humaneval.load(root / "eval/codex_humaneval").problems:
+    for problem in asked("humaneval", root).problems:
         scope = {}
         exec(f"{problem.prompt}{problem.canonical_solution}\n{problem.test}\ncheck({problem.entry_point})", scope)
-    for question in gsm8k.load(root / "eval/gsm8k").test:
-        steps, _, answer = question.answer.partition("\n#### ")
+    for row in map(json.loads, (root / "eval/gsm8k/test.jsonl").read_text(encoding="utf-8").splitlines()):
+        steps, _, answer = row["answer"].partition("\n#### ")
         assert all(eval(step.split("<<")[1].split("=")[0]) == int(step.split(">>")[1]) for step in steps.split("\n"))
         assert steps.endswith(f">>{answer}")
-    for item in tydiqa.load(root / "eval/tydiqa").dev:
+    for item in asked("tydiqa", root).dev:
         assert all(answer in item.context for answer in item.answers)
 
 
 def test_three_scripts_and_more(root):
-    languages = {item.language for item in tydiqa.load(root / "eval/tydiqa").dev}
+    languages = {item.language for item in asked("tydiqa", root).dev}
     assert languages == {"arabic", "english", "korean", "russian"}
 
 

@@ -109,6 +109,20 @@ def test_a_full_disk_is_recognised_by_text_or_by_what_is_left(tmp_path, monkeypa
         raise RuntimeError("unexpected pos 64 vs 0")
 
 
+def test_a_full_disk_is_looked_for_where_the_folder_will_be(tmp_path, monkeypatch):
+    for folder in (tmp_path / "not/made", Path("not_made_either")):
+        with pytest.raises(RuntimeError, match="another reason"), storage.full_disk_named(folder):
+            raise RuntimeError("another reason")
+    asked = []
+    monkeypatch.setattr(storage.shutil, "disk_usage", lambda path: asked.append(path) or SimpleNamespace(free=0))
+    with (
+        pytest.raises(OSError, match=r"The disk is full at .*/not/made"),
+        storage.full_disk_named(tmp_path / "not/made"),
+    ):
+        raise RuntimeError("another reason")
+    assert asked == [tmp_path]
+
+
 def test_a_folder_made_by_another_user_is_used_though_nothing_can_be_written(public):
     target = storage.made_once(public / "cache/target", fill)
     target.parent.chmod(0o555)
@@ -176,3 +190,31 @@ def test_a_damaged_memory_of_checksums_is_made_anew(tmp_path, content):
     rows.write_text("{}", encoding="utf-8")
     (tmp_path / "fingerprints.json").write_bytes(content)
     assert sources.fingerprint({"rows": [rows]}, tmp_path) == {"rows": [["rows.jsonl", storage.sha256(rows)]]}
+
+
+def kill_at(calls: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the call of this number of `Path.<name>` end like a kill, before it does anything."""
+    real, left = getattr(Path, name), [calls]
+
+    def killed(self: Path, target: Path) -> Path:
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        return real(self, target)
+
+    monkeypatch.setattr(Path, name, killed)
+
+
+@pytest.mark.parametrize(("name", "content"), [("rename", "old"), ("replace", None)])
+def test_a_kill_while_a_folder_is_replaced_leaves_no_part_of_one(tmp_path, monkeypatch, name, content):
+    path = tmp_path / "made"
+    with storage.new_folder(path) as folder:
+        (folder / "part").write_text("old")
+    kill_at(1, name, monkeypatch)
+    with pytest.raises(KeyboardInterrupt), storage.new_folder(path) as folder:
+        (folder / "part").write_text("new")
+    assert (path / "part").read_text() == content if content else not path.exists()
+    with storage.new_folder(path) as folder:
+        (folder / "part").write_text("newer")
+    assert (path / "part").read_text() == "newer"
+    assert list(tmp_path.iterdir()) == [path]

@@ -45,7 +45,7 @@ def test_a_file_of_cases_is_run_and_what_differs_is_printed(tmp_path: Path, caps
     assert golden.main(str(file)) == 2
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == "bad: prediction: expected '3', got '4'"
-    assert printed[1].startswith("broken: raised ValueError")
+    assert printed[1].startswith("broken: raised BrokenRow")
     assert printed[2] == "1 passed, 2 failed"
 
 

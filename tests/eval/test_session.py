@@ -1,12 +1,17 @@
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
+from data_prep.sources import Files, find_files
 from eval import benchmarks, sandbox
+from eval.benchmarks import Item, Verdict
+from eval.benchmarks import gsm8k as gsm8k_module
 from eval.benchmarks import humaneval as humaneval_module
 from eval.benchmarks import mmlu as mmlu_module
 from eval.benchmarks.bbh import BBH, Example, SubTask
@@ -33,8 +38,8 @@ RAW: dict[str, Any] = {
         {"x": (LETTERED,) * 3, "y": (mmlu_module.Question("Who?", ("a", "b", "c", "d"), "A"),)},
         "MMLU",
     ),
-    "bbh": BBH({"t": SubTask(tuple(Example(f"i{i}", "yes") for i in range(4)), "c\n-\nDo.\n")}, "BBH"),
-    "gsm8k": GSM8K(tuple(Sum(f"q{i}", f"#### {i}") for i in range(6)), "GSM8K"),
+    "bbh": BBH({"t": SubTask(tuple(Example(f"i{i}", "yes") for i in range(4)), "Do.")}, "BBH"),
+    "gsm8k": GSM8K(tuple(Sum(f"q{i}", str(i)) for i in range(6)), "GSM8K"),
     "tydiqa": TyDiQA(tuple(TYDI), tuple(TYDI), "TyDi QA"),
     "humaneval": humaneval_module.HumanEval((PROBLEM,), "HumanEval"),
 }
@@ -52,6 +57,10 @@ CONDITIONS = Conditions(model="m", engine={"name": "fake"})
 
 class Kill(Exception):
     pass
+
+
+def no_engine() -> Any:
+    raise AssertionError("started")
 
 
 class FakeEngine:
@@ -131,12 +140,8 @@ def test_adapters_are_answered_together_and_kept_apart(tmp_path: Path, adapters:
 
 def test_a_rerun_starts_no_engine_and_writes_nothing(tmp_path: Path) -> None:
     before = {file: file.stat().st_mtime_ns for folder in run(tmp_path, FakeEngine()) for file in folder.iterdir()}
-
-    def none() -> FakeEngine:
-        raise AssertionError("started")
-
     job = Job(tmp_path, None, True, ("mmlu", "gsm8k"))
-    folders = evaluate([job], BENCHMARKS, CONDITIONS, FakeEngine.tokenizer, none)
+    folders = evaluate([job], BENCHMARKS, CONDITIONS, FakeEngine.tokenizer, no_engine)
     assert {file: file.stat().st_mtime_ns for folder in folders for file in folder.iterdir()} == before
 
 
@@ -219,6 +224,108 @@ def test_a_higher_version_of_a_benchmark_makes_another_key(tmp_path: Path) -> No
     assert first != second
 
 
+def scored(tmp_path: Path, benchmark: Benchmark, engine: Any = no_engine) -> Path:
+    job = Job(tmp_path, None, True, (benchmark.name,))
+    return evaluate([job], {benchmark.name: benchmark}, CONDITIONS, FakeEngine.tokenizer, engine)[0]
+
+
+def changed(name: str, **settings: Any) -> Benchmark:
+    return replace(BENCHMARKS[name], config=BENCHMARKS[name].config | settings)
+
+
+def judged_by(test: str) -> Benchmark:
+    """HumanEval with one problem, whose answer is a comment behind the solution."""
+    problem = replace(PROBLEM, prompt="def one():\n    return 1\n# ", test=f"def check(f):\n    assert f() == {test}\n")
+    return replace(BENCHMARKS["humaneval"], raw=humaneval_module.HumanEval((problem,), "HumanEval"))
+
+
+def test_a_corrected_test_judges_stored_answers_again(tmp_path: Path) -> None:
+    """Prompts are the same, so the folder is; the engine is not needed."""
+    folder = scored(tmp_path, judged_by("2"), FakeEngine)
+    assert metrics(folder)["scores"] == {"humaneval": 0.0}
+    outputs = read(folder / "predictions.jsonl")["H/0"]["outputs"]
+    assert scored(tmp_path, judged_by("1")) == folder
+    assert metrics(folder)["scores"] == {"humaneval": 100.0}
+    row = read(folder / "predictions.jsonl")["H/0"]
+    assert (row["outputs"], row["scores"], row["notes"]) == (outputs, {"humaneval": 100.0}, ["passed"])
+    written = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
+    assert scored(tmp_path, judged_by("1")) == folder
+    assert {file: file.stat().st_mtime_ns for file in folder.iterdir()} == written
+
+
+def test_another_mean_or_column_scores_stored_answers_anew(tmp_path: Path) -> None:
+    folder = scored(tmp_path, BENCHMARKS["mmlu"], FakeEngine)
+    assert metrics(folder)["scores"] == {"mmlu": 75.0}
+    assert scored(tmp_path, changed("mmlu", average="tasks")) == folder
+    assert (metrics(folder)["scores"], metrics(folder)["average"]) == ({"mmlu": 50.0}, "tasks")
+    assert scored(tmp_path, changed("mmlu", columns={"renamed": ""})) == folder
+    assert metrics(folder)["scores"] == {"renamed": 75.0}
+    assert read(folder / "predictions.jsonl")["y/0"]["scores"] == {"renamed": 0.0}
+
+
+def test_scores_that_do_not_say_what_made_them_stand_under_the_same_mean(tmp_path: Path) -> None:
+    """As published before `scoring` was written."""
+    folder = scored(tmp_path, BENCHMARKS["mmlu"], FakeEngine)
+    older = {key: value for key, value in metrics(folder).items() if key != "scoring"}
+    (folder / "metrics.json").write_text(json.dumps(older))
+    assert metrics(scored(tmp_path, BENCHMARKS["mmlu"])) == older
+    assert metrics(scored(tmp_path, changed("mmlu", average="tasks")))["scores"] == {"mmlu": 50.0}
+
+
+def test_what_a_stopped_evaluation_scored_is_judged_again(tmp_path: Path) -> None:
+    with pytest.raises(Kill):
+        scored(tmp_path, changed("gsm8k", columns={"old": ""}), lambda: FakeEngine(3))
+    engine = FakeEngine()
+    folder = scored(tmp_path, BENCHMARKS["gsm8k"], lambda: engine)
+    assert (len(engine.asked), metrics(folder)["scores"]) == (3, {"gsm8k": 100.0})
+
+
+def test_leave_to_run_unprotected_programs_scores_nothing_anew(tmp_path: Path) -> None:
+    folder = scored(tmp_path, BENCHMARKS["humaneval"], FakeEngine)
+    written = (folder / "metrics.json").stat().st_mtime_ns
+    scored(tmp_path, changed("humaneval", allow_unprotected=True))
+    assert (folder / "metrics.json").stat().st_mtime_ns == written
+
+
+def test_programs_are_judged_again_only_where_they_are_shut_in(tmp_path: Path, unprotected: None) -> None:
+    folder = scored(tmp_path, changed("humaneval", allow_unprotected=True), FakeEngine)
+    with pytest.raises(PermissionError, match=r"benchmark\.humaneval\.allow_unprotected=true"):
+        scored(tmp_path, changed("humaneval", columns={"renamed": ""}))
+    assert metrics(folder)["scores"].keys() == {"humaneval"}
+
+
+def test_two_items_of_one_id_are_refused_before_the_engine(tmp_path: Path) -> None:
+    twice = replace(BENCHMARKS["humaneval"], raw=humaneval_module.HumanEval((PROBLEM, PROBLEM), "HumanEval"))
+    with pytest.raises(ValueError, match=r"HumanEval has the id 'H/0' 2 times; keep one of these rows\."):
+        scored(tmp_path, twice)
+    assert not list(tmp_path.iterdir())
+
+
+class Unjudged(Exception):
+    pass
+
+
+@pytest.mark.parametrize(("lives", "error", "kept"), [(6, Unjudged, "0123"), (3, Kill, "3")])
+def test_an_answer_that_cannot_be_judged_costs_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lives: int, error: type[Exception], kept: str
+) -> None:
+    """What stopped the engine is raised; where nothing did, the first error of judging."""
+    real = gsm8k_module.score
+
+    def score(item: Item, predictions: Sequence[str]) -> Verdict:
+        time.sleep(0.2)  # the engine is done before the first answer is judged
+        if item.id in ("4", "5"):
+            raise Unjudged(item.id)
+        return real(item, predictions)
+
+    monkeypatch.setattr(gsm8k_module, "score", score)
+    with pytest.raises(error):
+        scored(tmp_path, BENCHMARKS["gsm8k"], lambda: FakeEngine(lives))
+    (path,) = tmp_path.glob("eval/*/predictions.jsonl")
+    assert sorted(read(path)) == list(kept)
+    assert not path.with_name("metrics.json").exists()
+
+
 def test_a_benchmark_that_was_not_loaded_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no benchmark 'gsm8'; there are mmlu, .* Did you mean 'gsm8k'"):
         run(tmp_path, FakeEngine(), benchmarks=("gsm8",))
@@ -279,15 +386,16 @@ def test_the_limit_counts_items_per_benchmark(tmp_path: Path) -> None:
     assert metrics(gsm8k)["items"] == 2
 
 
+def fixture(found: dict[str, Any]) -> Files:
+    return find_files(OmegaConf.create(found["source"]), FIXTURES / found["source"]["folder"])
+
+
 def test_all_benchmarks_of_a_base_model_and_an_adapter_with_transformers(
     tmp_path: Path, tiny_model: Path, tiny_lora: Path
 ) -> None:
     """Every yaml, on its fixture in the layout of the original files."""
     loaded = {name: config(name) for name in benchmarks.names()}
-    chosen = {
-        name: Benchmark(found, benchmarks.load(found, FIXTURES / found["source"]["folder"]))
-        for name, found in loaded.items()
-    }
+    chosen = {name: Benchmark(found, benchmarks.load(found, fixture(found))) for name, found in loaded.items()}
     engine = HfEngine(tiny_model, [tiny_lora], dtype="float32", max_model_len=4000, batch_size=4)
     jobs = [
         Job(tmp_path / "base", None, False, tuple(chosen)),

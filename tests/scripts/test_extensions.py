@@ -41,6 +41,7 @@ import json
 from dataclasses import dataclass
 
 from data_prep.chat import user_prompt
+from data_prep.sources import single
 from eval.benchmarks import Item, Verdict, matches
 
 METRICS = ("exact match",)
@@ -55,8 +56,8 @@ class Echo:
         return len(self.words)
 
 
-def load(root):
-    lines = (root / "test.jsonl").read_text(encoding="utf-8").splitlines()
+def load(files):
+    lines = single(files, "test").read_text(encoding="utf-8").splitlines()
     return Echo(tuple(json.loads(line)["word"] for line in lines))
 
 

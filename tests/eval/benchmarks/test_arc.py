@@ -12,9 +12,13 @@ FIXTURE = Path(__file__).parents[2] / "fixtures/eval/arc_challenge"
 LETTERS = tuple("ABCDE")
 
 
+def load(root: Path) -> ARC:
+    return arc.load({split: [root / f"{split}-00000-of-00001.parquet"] for split in ("train", "test")})
+
+
 @pytest.fixture(scope="module")
 def raw() -> ARC:
-    return arc.load(FIXTURE)
+    return load(FIXTURE)
 
 
 def test_answers_are_letters_or_numbers(raw: ARC) -> None:
@@ -64,4 +68,4 @@ def test_broken_rows_are_named(tmp_path: Path, change: dict, text: str) -> None:
     for split, rows in (("train", [row]), ("test", [row | change])):
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / f"{split}-00000-of-00001.parquet")
     with pytest.raises(ValueError, match=text):
-        arc.load(tmp_path)
+        load(tmp_path)

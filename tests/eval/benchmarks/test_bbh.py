@@ -33,10 +33,10 @@ def test_an_example_without_its_parts_is_refused(broken: str) -> None:
 
 
 def test_items() -> None:
-    raw = BBH({"navigate": SubTask((Example("Left? ", "Yes"), Example("Right?", "No")), FILE)})
+    raw = BBH({"navigate": SubTask((Example("Left? ", "Yes"), Example("Right?", "No")), "Shots.")})
     first, second = bbh.items(raw, None, Prompting(chat=True))
     assert (first.id, second.id, second.task, second.gold) == ("navigate/0", "navigate/1", "navigate", "No")
-    assert first.prompt == f"<|user|>\n{bbh.direct_shots(FILE)}\n\nQ: Left? \n<|assistant|>\nA:"
+    assert first.prompt == "<|user|>\nShots.\n\nQ: Left? \n<|assistant|>\nA:"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ def test_the_eight_exemplars_byte_for_byte() -> None:
 
 
 def test_items_have_eight_shots_and_the_number() -> None:
-    raw = GSM8K((Question(" How many? ", "Think.\n#### 1,200 #### 7"),))
+    raw = GSM8K((Question(" How many? ", "1200"),))
     (item,) = gsm8k.items(raw, None, Prompting(chat=False, shots=8))
     assert item.gold == "1200"
     assert item.prompt == gsm8k.prefix(gsm8k.EXEMPLARS) + "Question: How many?\nAnswer:"
@@ -38,6 +38,9 @@ def test_the_last_number(output: str, prediction: str) -> None:
     assert gsm8k.parse(output) == prediction
 
 
-def test_a_gold_answer_without_a_number_is_refused() -> None:
-    with pytest.raises(ValueError, match="needs '####' before its number"):
-        gsm8k.gold("42")
+def test_gold_is_the_number_behind_the_first_mark() -> None:
+    assert gsm8k.gold("Think.\n#### 1,200 #### 7") == "1200"
+    assert gsm8k.gold("#### -3.5") == "-3.5"
+    for broken in ("42", "x ####", "x #### , ####"):
+        with pytest.raises(ValueError, match="needs '####' and a number"):
+            gsm8k.gold(broken)

@@ -11,9 +11,13 @@ FIXTURE = Path(__file__).parents[2] / "fixtures/eval/mmlu_pro"
 LETTERS = tuple("ABCDEFGHIJ")
 
 
+def load(root: Path) -> MMLUPro:
+    return mmlu_pro.load({split: [root / f"data/{split}-00000-of-00001.parquet"] for split in ("validation", "test")})
+
+
 @pytest.fixture(scope="module")
 def raw() -> MMLUPro:
-    return mmlu_pro.load(FIXTURE)
+    return load(FIXTURE)
 
 
 def test_items_have_up_to_ten_options_and_their_category_as_task(raw: MMLUPro) -> None:
@@ -64,7 +68,7 @@ def test_broken_rows_are_named(tmp_path: Path, change: dict, text: str) -> None:
     for split, rows in (("validation", [row]), ("test", [row | change])):
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / f"data/{split}-00000-of-00001.parquet")
     with pytest.raises(ValueError, match=text):
-        mmlu_pro.load(tmp_path)
+        load(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"<html>no</html>"])
@@ -72,4 +76,4 @@ def test_what_is_no_parquet_file_is_named(tmp_path: Path, content: bytes) -> Non
     (tmp_path / "data").mkdir()
     (tmp_path / "data/validation-00000-of-00001.parquet").write_bytes(content)
     with pytest.raises(ValueError, match="is not a complete Parquet file"):
-        mmlu_pro.load(tmp_path)
+        load(tmp_path)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from data_prep.sources import locate_complete
+from data_prep.sources import Files, find_files
 from eval import benchmarks
 from eval.benchmarks import Item
 from eval.golden import byte_tokenizer
@@ -21,9 +21,16 @@ FIXTURES = ROOT / "tests" / "fixtures"
 
 
 def config(name: str) -> dict:
-    loaded = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{name}.yaml"))
+    evaluation = OmegaConf.load(CONFIGS.parent / "evaluation" / "default.yaml")  # the yaml may refer to it
+    whole = OmegaConf.create({"evaluation": evaluation, "benchmark": OmegaConf.load(CONFIGS / f"{name}.yaml")})
+    loaded = OmegaConf.to_container(whole.benchmark, resolve=True)
     assert isinstance(loaded, dict)
-    return loaded | ({"max_new_tokens": 16} if "max_new_tokens" in loaded else {})  # it may refer to `evaluation`
+    return loaded
+
+
+def fixture(name: str) -> Files:
+    source = config(name)["source"]
+    return find_files(OmegaConf.create(source), FIXTURES / source["folder"])
 
 
 def items(*sizes: int) -> list[Item]:
@@ -58,7 +65,7 @@ def test_every_yaml_is_whole_and_its_fixture_loads(name: str) -> None:
     """The fixture has the layout of the original files; its items have the parts that an evaluation needs."""
     found = config(name)
     assert found["name"] == name
-    raw = benchmarks.load(found, FIXTURES / found["source"]["folder"])
+    raw = benchmarks.load(found, fixture(name))
     assert raw.label == found["title"]
     module = benchmarks.module(found)
     for chat in (True, False):
@@ -70,18 +77,12 @@ def test_every_yaml_is_whole_and_its_fixture_loads(name: str) -> None:
         assert len(verdict.scores) == len(found["columns"]) == len(module.METRICS)
 
 
-def test_the_source_of_every_yaml_finds_the_fixture(tmp_path: Path) -> None:
-    for name in benchmarks.names():
-        source = OmegaConf.load(CONFIGS / f"{name}.yaml").source
-        assert locate_complete(source, FIXTURES, tmp_path) == FIXTURES / source.folder
-
-
 def test_another_number_of_items_than_published_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     found = config("gsm8k")
-    benchmarks.load(found, FIXTURES / "eval/gsm8k")
+    benchmarks.load(found, fixture("gsm8k"))
     assert "GSM8K has 4 items here, 1319 as published" in caplog.text
     caplog.clear()
-    benchmarks.load(found | {"published": {"items": 4}}, FIXTURES / "eval/gsm8k")
+    benchmarks.load(found | {"published": {"items": 4}}, fixture("gsm8k"))
     assert caplog.text == ""
 
 
@@ -89,7 +90,7 @@ def test_a_second_yaml_may_use_the_same_module() -> None:
     """A new benchmark whose prompts and scoring exist is one yaml."""
     other = config("gsm8k") | {"name": "gsm_hard", "title": "GSM hard", "columns": {"gsm_hard": "EM"}}
     benchmarks.check(other)
-    assert benchmarks.load(other, FIXTURES / "eval/gsm8k").label == "GSM hard"
+    assert benchmarks.load(other, fixture("gsm8k")).label == "GSM hard"
     assert benchmarks.columns([config("gsm8k"), other]) == {"gsm8k": "gsm8k", "gsm_hard": "gsm_hard"}
 
 
@@ -101,6 +102,9 @@ def test_columns_belong_to_the_benchmark_whose_yaml_lists_them() -> None:
     twice = config("bbh") | {"columns": {"mmlu": ""}}
     with pytest.raises(ValueError, match="'mmlu' and 'bbh' both have the column 'mmlu'"):
         benchmarks.columns([config("mmlu"), twice])
+
+
+NO_TEXT = {"max_new_tokens": None, "stops": None}
 
 
 @pytest.mark.parametrize(
@@ -115,7 +119,24 @@ def test_columns_belong_to_the_benchmark_whose_yaml_lists_them() -> None:
         ({"module": "gsm8"}, r"names the module 'gsm8', but there is no eval/benchmarks/gsm8\.py"),
         ({"max_new_tokens": None}, "needs letters, or max_new_tokens and stops"),
         ({"stops": None}, "needs letters, or max_new_tokens and stops"),
-        ({"letters": ["A", "A"]}, "at least two different ones"),
+        ({"letters": ["A", "A"], **NO_TEXT}, "at least two different ones"),
+        ({"letters": ["A", "B"]}, "has letters, so nothing reads its max_new_tokens"),
+        ({"shots": -1}, r"benchmark\.gsm8k\.shots=-1 is refused: use a whole number from 0"),
+        ({"shots": 1.5}, r"benchmark\.gsm8k\.shots=1\.5 is refused"),
+        ({"shots": True}, r"benchmark\.gsm8k\.shots=True is refused"),
+        ({"shots": "8"}, r"benchmark\.gsm8k\.shots=8 is refused"),
+        ({"max_new_tokens": -1}, r"benchmark\.gsm8k\.max_new_tokens=-1 is refused: use a whole number from 1"),
+        ({"samples": 0}, r"benchmark\.gsm8k\.samples=0 is refused: use a whole number from 1"),
+        ({"max_context_tokens": 0}, r"benchmark\.gsm8k\.max_context_tokens=0 is refused: use a whole number from 1"),
+        ({"temperature": -0.1}, r"benchmark\.gsm8k\.temperature=-0\.1 is refused: use a number from 0"),
+        ({"temperature": "hot"}, r"benchmark\.gsm8k\.temperature=hot is refused"),
+        ({"allow_unprotected": "no"}, r"benchmark\.gsm8k\.allow_unprotected=no is refused: use true or false"),
+        ({"top_p": 0}, r"benchmark\.gsm8k\.top_p=0 is refused: use a number above 0, at most 1"),
+        (
+            {"samples": 20, "temperature": 0},
+            r"benchmark\.gsm8k\.samples=20 with benchmark\.gsm8k\.temperature=0 would be one answer 20 times",
+        ),
+        ({"samples": 2}, r"benchmark\.gsm8k\.samples=2 with benchmark\.gsm8k\.temperature=0\.0"),
     ],
 )
 def test_a_yaml_with_which_a_table_would_fail_is_refused(change: dict, text: str) -> None:

@@ -135,7 +135,7 @@ def trial(folder: Path, outputs: list[str | None], chat: bool = True) -> Trial:
         "stops": {"chat": {"authors": [], "tulu": []}, "nochat": {"authors": ["\n"], "tulu": ["\n"]}},
         "source": {"files": {"test": ["test.jsonl"]}},
     }
-    benchmark = Benchmark(config, gsm8k.GSM8K(gsm8k.load(root).test, "Sums"))
+    benchmark = Benchmark(config, gsm8k.GSM8K(gsm8k.load({"test": [root / "test.jsonl"]}).test, "Sums"))
     items = gsm8k.items(benchmark.raw, None, benchmarks.prompting(config, "authors", chat))
     made = folder / "run" / "eval" / "gsm8k-0"
     with Store(made) as store:
@@ -148,6 +148,7 @@ def trial(folder: Path, outputs: list[str | None], chat: bool = True) -> Trial:
         "chat": chat,
         "variant": "authors",
         "limit": None,
+        "average": "items",
         "decoding": {"samples": 1},
         "scores": {"gsm8k": 0.0},
         "prompts": digest([[item.id, item.prompt, item.gold] for item in items]),

@@ -88,6 +88,13 @@ def test_other_data_than_the_runs_are_refused(tmp_path):
         trial.check()
 
 
+def test_scores_of_another_mean_are_refused(tmp_path):
+    trial = fake.trial(tmp_path, ["It is 0"])
+    trial.metrics["average"] = "tasks"
+    with pytest.raises(ValueError, match=r"another mean, .*; run python -m scripts\.evaluate runs=\[.*run\] with them"):
+        trial.check()
+
+
 def given_trial(answers, programs=None):
     return child.Trial(answers, programs or {})
 
