@@ -2,13 +2,13 @@
 
 import json
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, load_from_disk
 from hydra.utils import instantiate
+from joblib import cpu_count
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
@@ -16,7 +16,7 @@ from data_prep.chat import IGNORED, encode
 from data_prep.files import Tally
 from data_prep.readers import VERSION
 from data_prep.readers.conversation import Conversation
-from data_prep.sources import Files, fingerprint, held, locate
+from data_prep.sources import Files, fetched, fingerprint
 from data_prep.storage import digest, made_once, write_json
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def prepare(
     validation_size: examples split off
     processes: how many encode; the result does not depend on it. None chooses by the number of examples
     Raises:
-        FileNotFoundError, ConnectionError, PermissionError: the raw files are not there (see `sources.locate`)
+        FileNotFoundError, ConnectionError, PermissionError: the raw files are not there (see `sources.fetched`)
         ValueError: truncated files, too many broken rows, or fewer examples than `validation_size` needs
     """
     cache = Path(cache_dir).absolute()  # datasets would take `~` in a relative folder for a home
@@ -97,12 +97,11 @@ def prepare(
 
 def _raw(dataset: DictConfig, data: Path | str | None, cache_dir: Path) -> tuple[Files, dict[str, Any]]:
     """Return the raw files of a training set, downloaded if need be, and the config of their reader."""
-    source = dataset.source
-    if source.messages is not None:
-        return held(source, data, cache_dir), MESSAGES_READER
-    locate(source, data, cache_dir)
+    files = fetched(dataset.source, data, cache_dir)
+    if dataset.source.messages is not None:
+        return files, MESSAGES_READER
     reader: Any = OmegaConf.to_container(dataset.reader, resolve=True)
-    return held(source, data, cache_dir), reader
+    return files, reader
 
 
 def _tokenizer_content(tokenizer: Any) -> str:
@@ -128,7 +127,7 @@ def _encode(
     name: str, conversations: list[Conversation], tokenizer: Any, max_length: int, processes: int | None
 ) -> Dataset:
     """Encode every conversation; columns as `_example` names them."""
-    processes = processes or min(os.cpu_count() or 1, len(conversations) // EXAMPLES_PER_PROCESS)
+    processes = processes or min(cpu_count(), len(conversations) // EXAMPLES_PER_PROCESS)
     return Dataset.from_list([{"messages": conversation["messages"]} for conversation in conversations]).map(
         _example,
         fn_kwargs={"tokenizer": tokenizer, "max_length": max_length},

@@ -61,13 +61,6 @@ def locate(source: DictConfig, data: Path | str | None, cache_dir: Path) -> Path
     return folder
 
 
-def locate_complete(source: DictConfig, data: Path | str | None, cache_dir: Path | str) -> Path:
-    """Return the folder of `locate`, where every role has its files. Raises what `locate` and `find_files` raise."""
-    root = locate(source, data, Path(cache_dir))
-    find_files(source, root)
-    return root
-
-
 def held(source: DictConfig, data: Path | str | None, cache_dir: Path) -> Files:
     """Return the raw files of a training set that this machine has already, per role. Nothing is downloaded.
 
@@ -82,6 +75,16 @@ def held(source: DictConfig, data: Path | str | None, cache_dir: Path) -> Files:
     if not root.is_dir():
         raise FileNotFoundError(f"{source.folder} has not been downloaded yet.")
     return find_files(source, root)
+
+
+def fetched(source: DictConfig, data: Path | str | None, cache_dir: Path) -> Files:
+    """Return the raw files of a training set, per role, after a download if it is needed.
+
+    Raises what `locate` and `held` raise.
+    """
+    if source.messages is None:
+        locate(source, data, cache_dir)
+    return held(source, data, cache_dir)
 
 
 def find_files(source: DictConfig, root: Path) -> Files:

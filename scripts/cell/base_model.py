@@ -1,5 +1,6 @@
 """Base models: fetched and converted once, quantized for training, dequantized for evaluation."""
 
+import errno
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -26,6 +27,12 @@ from data_prep.storage import full_disk_named, made_once
 from scripts.cell import pretraining, runs
 from scripts.cell.process import worker_pool
 
+OF_THE_DISK = {  # errors that are none of the network; other words than the system's, which `full_disk_named` looks for
+    errno.ENOSPC: "its disk is full",
+    errno.EDQUOT: "your share of its disk is full",
+    errno.EACCES: "you may not write there",
+    errno.EROFS: "it is read-only",
+}
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 
@@ -195,6 +202,11 @@ def _from_hub(model: DictConfig) -> Loaded:
             "or use a copy of your own (model=local local_model=...)."
         ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, HTTPError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in OF_THE_DISK:
+            raise OSError(
+                f"'{repo}' cannot be written to {huggingface_hub.constants.HF_HUB_CACHE}: {OF_THE_DISK[error.errno]}. "
+                "Set HF_HOME to a folder of your own with enough space."
+            ) from error
         raise ConnectionError(
             f"'{repo}' at revision {model.source.revision} cannot be fetched from the hub "
             f"({type(error).__name__}); check the network, or use a copy (model=local local_model=...)."

@@ -1,6 +1,5 @@
 """Evaluation of finished runs that share a base model: what the config names becomes jobs for one engine."""
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -9,8 +8,8 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from data_prep.sources import locate_complete
-from data_prep.storage import full_disk_named
+from data_prep.sources import find_files, locate
+from data_prep.storage import full_disk_named, read_json
 from eval import benchmarks, weights
 from eval.engines import Engine, resolve_dtype
 from eval.session import Benchmark, Conditions, evaluate
@@ -30,14 +29,16 @@ def evaluate_runs(cfg: DictConfig, wanted: Mapping[Path, Sequence[str]]) -> dict
     found = {path: runs.load(path) for path in wanted}
     from scripts.cell import base_model, tracking  # they import torch and PEFT, which takes 10 s
 
-    checkpoint = _shared_base(cfg, list(found.values()))
+    _check_shared_base(cfg, list(found.values()))
     names = sorted({name for chosen in wanted.values() for name in chosen})
     loaded = {name: load_benchmark(cfg, name) for name in names}
+    first = next(iter(found.values())).cfg
+    checkpoint = base_model.dequantized_checkpoint(first.model, first.trainer, cfg.cache_dir)
     jobs = [job(run, wanted[path], cfg.engine.name) for path, run in found.items()]
     adapters = [each.adapter for each in jobs if each.adapter and weights.present(each.adapter)]
     engine = {"name": cfg.engine.name, "dtype": resolve_dtype(cfg.engine.dtype), "context": cfg.engine.max_model_len}
     conditions = Conditions(checkpoint.name, engine, cfg.evaluation.variant, cfg.limit)
-    tokenizer = base_model.load_tokenizer(next(iter(found.values())).cfg.model, cfg.cache_dir)
+    tokenizer = base_model.load_tokenizer(first.model, cfg.cache_dir)
     with full_disk_named(Path(cfg.runs_dir)), ExitStack() as stack:
 
         def start() -> Engine:
@@ -54,24 +55,23 @@ def load_benchmark(cfg: DictConfig, name: str) -> Benchmark:
     if name not in cfg.benchmark:
         raise ValueError(f"Benchmark '{name}' is not among benchmark=[{','.join(cfg.benchmark)}]; add it there.")
     config: Any = OmegaConf.to_container(cfg.benchmark[name], resolve=True)
-    root = locate_complete(cfg.benchmark[name].source, cfg.data, cfg.cache_dir)
-    return Benchmark(config, benchmarks.load(config, root))
+    source = cfg.benchmark[name].source
+    files = find_files(source, locate(source, cfg.data, Path(cfg.cache_dir)))
+    return Benchmark(config, benchmarks.load(config, files))
 
 
 def scores(folder: Path) -> dict[str, float]:
     """Percent per table column of a result folder."""
-    return dict(json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["scores"])
+    return dict(read_json(folder / "metrics.json")["scores"])
 
 
-def _shared_base(cfg: DictConfig, found: Sequence[runs.Run]) -> Path:
-    from scripts.cell import base_model
+def _check_shared_base(cfg: DictConfig, found: Sequence[runs.Run]) -> None:
+    """Raises ValueError if the runs differ in their base model, which need not be there yet."""
+    from scripts.cell.base_model import folders
 
-    bases = {
-        base_model.dequantized_checkpoint(run.cfg.model, run.cfg.trainer, cfg.cache_dir): run.path for run in found
-    }
+    bases = {folders(run.cfg.model, run.cfg.trainer, cfg.cache_dir)["dequantized"]: run.path for run in found}
     if len(bases) != 1:
         several = ", ".join(f"{path.name} ({base.name})" for base, path in bases.items())
         raise ValueError(
             f"Runs of one evaluation must share their base model, got {several}; evaluate each on its own."
         )
-    return next(iter(bases))

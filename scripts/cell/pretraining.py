@@ -1,12 +1,12 @@
 """The micro base models: Llamas pretrained on generated text, here or once for all."""
 
-import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from joblib import cpu_count
 from omegaconf import DictConfig
 from safetensors.torch import load_file, save
 from torch.optim.lr_scheduler import LambdaLR
@@ -98,7 +98,7 @@ def _scaled(network: PreTrainedModel) -> PreTrainedModel:
 def _every_core() -> Iterator[None]:
     """One thread per core. Where several workers run, each has one thread, but all wait for this model."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(cpu_count())
     try:
         yield
     finally:

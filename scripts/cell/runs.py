@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,7 +115,7 @@ def load(path: Path) -> Run:
         raise FileNotFoundError(f"{path} is not a finished run; train it first (python -m scripts.train).")
     cfg = OmegaConf.load(path / "config.yaml")
     assert isinstance(cfg, DictConfig)
-    return Run(path, cfg, json.loads((path / "run.json").read_text(encoding="utf-8")))
+    return Run(path, cfg, storage.read_json(path / "run.json"))
 
 
 def _is_older(key: str, value: Any) -> bool:

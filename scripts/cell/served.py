@@ -1,7 +1,6 @@
 """From which folder an engine takes the adapter of a run: as it was trained, or exported to a standard LoRA."""
 
 import functools
-import json
 import logging
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -10,6 +9,7 @@ from typing import Any, cast
 
 from safetensors import safe_open
 
+from data_prep.storage import read_json
 from eval import weights as adapter_weights
 from eval.session import Job
 from scripts.cell import runs
@@ -35,15 +35,20 @@ def exported_folder(run: runs.Run) -> Path:
 def served(adapter: Path, exported: Path, engine: str) -> Path:
     """The folder from which `engine` takes a trained adapter.
 
-    adapter: as it was trained; MoS in vLLM is taken from here
+    adapter: as it was trained; MoS in vLLM is taken from here, and so is the record of a published run without weights
     exported: the adapter as a standard LoRA, made here if it is missing; all others are taken from there
     """
     if engine == "vllm" and is_mos(adapter) and _vllm_takes_mos():
         return adapter
-    if not exported.is_dir():
-        import mos
+    if exported.is_dir():
+        return exported
+    if adapter_weights.record(adapter):  # there is nothing to export, and nothing to ask: `eval.session` says so
+        return adapter
+    import mos
 
-        mos.export_lora(adapter, exported)
+    with runs.lock(exported.parent):  # another evaluation may export it at the same time
+        if not exported.is_dir():
+            mos.export_lora(adapter, exported)
     return exported
 
 
@@ -81,4 +86,4 @@ def _vllm_takes_mos() -> bool:
 
 
 def _config(folder: Path) -> Any:
-    return json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    return read_json(folder / "adapter_config.json")

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 from transformers import TrainerCallback
 
+from data_prep.storage import read_json
 from eval import predictions
 from eval.benchmarks import Item, spread
 from scripts.cell import runs
@@ -109,19 +110,21 @@ def log_evaluation(run: runs.Run) -> None:
     `wandb sync` keeps the summary of the last part only.
     """
     found = sorted(run.path.glob("eval/*/metrics.json"), key=_time)
-    receipt = run.path / "wandb" / "evaluation.sent"  # as old as the last sending
+    receipt = run.path / "wandb" / "evaluation.sent"  # as old as the newest result that was sent
     if not found or _mode() == "disabled" or (receipt.exists() and _time(receipt) >= _time(found[-1])):
         return
+    newest = _time(found[-1])  # one that comes while these are sent must not be older than the receipt
     with tracked(run.cfg, run.path) as tracker:
         tracker.summarize(_trained(run.info))
         for path in found:
             tracker.do("logging an evaluation", partial(_send, path=path, ablation=is_ablation(run.cfg)))
     if tracker.is_on:
         receipt.touch()
+        os.utime(receipt, ns=(newest, newest))
 
 
 def _send(run: Any, path: Path, ablation: bool) -> None:
-    metrics = json.loads(path.read_text(encoding="utf-8"))
+    metrics = read_json(path)
     for kind in ("score", "ablation") if ablation else ("score",):
         run.summary.update({f"{kind}/{column}": value for column, value in metrics["scores"].items()})
     run.summary.update({f"items/{metrics['label']}": metrics["items"]})

@@ -136,7 +136,7 @@ class CellTrainer(Trainer):
 
     def _untrained_loss(self) -> float | None:
         """What an earlier cell measured, if one has; the same answer for all processes of this cell."""
-        read = json.loads(self.untrained.read_text(encoding="utf-8")) if self.untrained.is_file() else None
+        read = storage.read_json(self.untrained) if self.untrained.is_file() else None
         return broadcast_object_list([read])[0]
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):  # type: ignore[no-untyped-def]
@@ -169,16 +169,20 @@ class CellTrainer(Trainer):
 
     def start(self, checkpoint: Path | None) -> None:
         """Train from the beginning or from `checkpoint` to the end."""
-        history = (
-            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
-            if checkpoint
-            else []
-        )
+        history = storage.read_json(checkpoint / "trainer_state.json")["log_history"] if checkpoint else []
         self.args.eval_on_start = checkpoint is None
         forget_peak_memory()
         self._earlier, self._started = max((line["seconds"] for line in history), default=0.0), time.monotonic()
-        with walked_once(self.model):
-            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """As transformers does, but into the parameters that are there: PEFT would make a bfloat16 adapter float32."""
+        own: Any = self.model
+        own.load_adapter(resume_from_checkpoint, own.active_adapter, is_trainable=True, autocast_adapter_dtype=False)
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        with walked_once(self.model):  # which holds its parameters by now: a checkpoint has been loaded
+            return super()._inner_training_loop(*args, **kwargs)
 
 
 @contextmanager
@@ -236,7 +240,7 @@ def peak_memory() -> int:
     with suppress(OSError):
         status = Path("/proc/self/status").read_text(encoding="utf-8")
         return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:")) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # macOS; it cannot be made to forget
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS, in bytes there; it cannot be made to forget
 
 
 def forget_peak_memory() -> None:

@@ -1,6 +1,5 @@
 """Training one cell: the model with its adapter, and runs that survive a kill."""
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -21,6 +20,7 @@ from transformers import (
 from data_prep import storage
 from data_prep.chat import IGNORED
 from data_prep.prepare import Prepared, prepare
+from data_prep.sources import fetched
 from data_prep.storage import full_disk_named
 from scripts.cell import runs, tracking
 from scripts.cell.adapter import adapter_config
@@ -52,6 +52,10 @@ def train(cfg: DictConfig) -> Path:
     if cfg.method.config is None:
         with _claimed(path, cfg):
             _finish(path, cfg, {})
+        return path
+    fetched(cfg.dataset.source, cfg.data, Path(cfg.cache_dir))
+    path = runs.run_dir(cfg)  # its key holds the content of the data, which is here now
+    if _is_done(path):
         return path
     tokenizer = load_tokenizer(cfg.model, cfg.cache_dir)
     data = prepare(
@@ -112,9 +116,7 @@ def last_checkpoint(folder: Path) -> Path | None:
     complete = []
     for path in folder.glob("checkpoint-*"):
         try:
-            complete.append(
-                (json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))["global_step"], path)
-            )
+            complete.append((storage.read_json(path / "trainer_state.json")["global_step"], path))
         except (OSError, ValueError):
             shutil.rmtree(path)
     return max(complete)[1] if complete else None

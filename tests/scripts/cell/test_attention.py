@@ -2,11 +2,29 @@
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GptOssConfig,
+    GptOssForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from scripts.cell import training
-from scripts.cell.attention import use_products
+from scripts.cell.attention import attend, use_products
 from tests.scripts.cell.test_training import metrics
+
+SMALL = {
+    "vocab_size": 32,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
 
 
 def outputs(checkpoint, dtype: torch.dtype, products: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -29,6 +47,35 @@ def test_logits_and_gradients_of_a_padded_batch_are_those_of_the_fused_kernel(ti
     for expected, found in zip(fused, products, strict=True):
         assert (found - expected).norm() <= rounding * expected.norm()
         assert not torch.equal(found, expected)  # it is another computation
+
+
+@pytest.mark.parametrize(
+    ("network", "said"),
+    [
+        (lambda: LlamaForCausalLM(LlamaConfig(**SMALL, attention_dropout=0.1)), "does not compute dropout"),
+        (lambda: GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=32)), "compute dropout"),
+        (lambda: Gemma2ForCausalLM(Gemma2Config(**SMALL, head_dim=8)), "does not compute capped scores"),
+        (lambda: GptOssForCausalLM(GptOssConfig(**SMALL, head_dim=8, num_local_experts=2)), "does not compute sinks"),
+    ],
+    ids=["llama", "gpt2", "gemma2", "gpt-oss"],
+)
+def test_a_network_that_asks_for_more_is_refused_as_it_was(network, said):
+    network = network()
+    before = network.config._attn_implementation
+    with pytest.raises(ValueError, match=f"trainer.attention=products .*{said}.*use trainer.attention=fused"):
+        use_products(network)
+    assert network.config._attn_implementation == before
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [({"dropout": 0.1}, "dropout"), ({"s_aux": torch.zeros(2), "softcap": 50.0}, "capped scores and sinks")],
+)
+def test_what_a_config_does_not_tell_is_refused_at_the_call(asked, said):
+    x, mask = torch.ones(1, 2, 3, 4), torch.zeros(1, 1, 3, 3)
+    attend(None, x, x, x, mask, 0.5, dropout=0.0, s_aux=None, softcap=None, sliding_window=3, position_ids=mask)
+    with pytest.raises(ValueError, match=f"does not compute {said}"):
+        attend(None, x, x, x, mask, 0.5, **asked)
 
 
 def test_a_token_sees_none_that_follow(tiny_checkpoint):

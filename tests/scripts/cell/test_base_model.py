@@ -1,8 +1,11 @@
 """Base models: converted once, the same numbers in 4 bits and dequantized, and one sentence where there is none."""
 
+import errno
 import json
 import os
+import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -30,6 +33,13 @@ def model(tiny):
 @pytest.fixture
 def trainer(tiny):
     return tiny().trainer
+
+
+def system_error(code, response):
+    return OSError(code, os.strerror(code), "/some/file")
+
+
+HUB = huggingface_hub.constants.HF_HUB_CACHE
 
 
 def hub(repo="meta-llama/Llama-2-7b-hf"):
@@ -188,6 +198,11 @@ def test_a_missing_distribution_says_how_to_get_it(tmp_path):
         (lambda r: GatedRepoError("401", response=r), PermissionError, "is gated .* set HF_TOKEN"),
         (lambda r: LocalEntryNotFoundError("offline"), ConnectionError, "cannot be fetched .* check the network"),
         (lambda r: httpx.ConnectError("no route"), ConnectionError, "cannot be fetched .* check the network"),
+        (lambda r: TimeoutError(errno.ETIMEDOUT, "timed out"), ConnectionError, "cannot be fetched .* the network"),
+        *(
+            (partial(system_error, code), OSError, f"cannot be written to {re.escape(HUB)}: {said}. Set HF_HOME")
+            for code, said in base_model.OF_THE_DISK.items()
+        ),
     ],
 )
 def test_a_model_that_the_hub_does_not_give_is_one_sentence(monkeypatch, tmp_path, raised, expected, message):

@@ -1,15 +1,19 @@
 """`scripts.evaluate` and `scripts.cell.evaluation`, with transformers on a tiny model and tiny benchmarks."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
-from scripts.cell import runs, training
-from scripts.cell.evaluation import evaluate_runs, scores
+from eval import weights
+from scripts.cell import base_model, runs, training
+from scripts.cell.evaluation import evaluate_runs, load_benchmark, scores
 from scripts.cell.served import job
+from scripts.config import compose
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -41,6 +45,15 @@ def run(tiny):
     return training.train(tiny())
 
 
+@pytest.fixture
+def untrained(tiny_cell, tmp_path):
+    """`untrained(*overrides)`: a finished run that costs no training."""
+    common = [o for o in tiny_cell if not o.startswith("method")]
+    return lambda *overrides: training.train(
+        compose([*common, "method=vanilla_chat", f"runs_dir={tmp_path / 'runs'}", *overrides])
+    )
+
+
 def test_a_trained_run_is_exported_evaluated_and_not_evaluated_again(cfg, run):
     (folder,) = evaluate_runs(cfg, {run: ["gsm8k"]})[run]
     assert folder.parent == run / "eval"
@@ -62,10 +75,68 @@ def test_an_evaluation_goes_to_w_and_b_once(cfg, run, monkeypatch):
         assert len(list(run.glob("wandb/offline-run-*"))) == 1
 
 
-def test_runs_on_different_base_models_are_refused(cfg, tiny, run):
-    other = training.train(tiny("trainer.quantization.double_quantization=false"))
+def test_runs_on_different_base_models_are_refused(cfg, untrained, monkeypatch):
+    run, other = untrained(), untrained("trainer.quantization.double_quantization=false")
+    monkeypatch.setattr(base_model, "dequantized_checkpoint", None)  # it must not be made for that
     with pytest.raises(ValueError, match="must share their base model"):
         evaluate_runs(cfg, {run: ["gsm8k"], other: ["gsm8k"]})
+
+
+def test_benchmarks_that_are_missing_are_named_before_the_base_is_made(cfg, untrained, monkeypatch):
+    run = untrained()
+    monkeypatch.setattr(base_model, "dequantized_checkpoint", None)
+    with pytest.raises(FileNotFoundError, match="eval/mmlu is not a folder"):
+        evaluate_runs(cfg, {run: ["gsm8k", "mmlu"]})
+
+
+def test_a_published_run_is_refused_with_a_sentence_if_an_answer_is_missing(cfg, tiny):
+    run = runs.run_dir(tiny())
+    (run / "adapter").mkdir(parents=True)
+    (run / "config.yaml").write_text(OmegaConf.to_yaml(tiny(), resolve=True), encoding="utf-8")
+    contents = {"run.json": {}, "adapter/adapter_config.json": {"peft_type": "LORA", "r": 4}}
+    contents[f"adapter/{weights.RECORD}"] = {"sha256": "0" * 64, "rank": 4}
+    for name, content in contents.items():
+        (run / name).write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(FileNotFoundError, match="is a published run without weights, which has no answers to gsm8k"):
+        evaluate_runs(cfg, {run: ["gsm8k"]})
+
+
+@pytest.fixture
+def sums(tmp_path):
+    """`sums(*overrides)`: GSM8K with two files of one question each."""
+    folder = tmp_path / "eval" / "gsm8k"
+    folder.mkdir(parents=True)
+    for name in ("mine", "test"):
+        (folder / f"{name}.jsonl").write_text(json.dumps({"question": name, "answer": "#### 1"}), encoding="utf-8")
+    return lambda *overrides: load_benchmark(
+        compose([f"data={tmp_path}", "benchmark=[gsm8k,humaneval]", *overrides]), "gsm8k"
+    )
+
+
+def test_the_files_that_the_config_names_are_read(sums):
+    (question,) = sums("benchmark.gsm8k.source.files.test=[mine.jsonl,test.jsonl]").raw.test
+    assert question.question == "mine"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("benchmark.gsm8k.shots=-1", r"benchmark\.gsm8k\.shots=-1 is refused"),
+        ("benchmark.gsm8k.max_new_tokens=0.5", r"benchmark\.gsm8k\.max_new_tokens=0\.5 is refused"),
+        ("benchmark.gsm8k.source.files.test=[none.jsonl]", r"No none\.jsonl \(test\) in"),
+    ],
+)
+def test_what_the_command_line_sets_is_checked_when_it_is_loaded(sums, override, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        sums(override)
+
+
+def test_one_greedy_answer_is_not_counted_as_many(tmp_path):
+    sampling = ("evaluation.humaneval.samples=20", "evaluation.humaneval.temperature=0")
+    cfg = compose([f"data={tmp_path}", "benchmark=[humaneval]", *sampling])
+    shutil.copytree(ROOT / "tests/fixtures/eval", tmp_path / "eval")
+    with pytest.raises(ValueError, match=r"humaneval\.samples=20 with benchmark\.humaneval\.temperature=0"):
+        load_benchmark(cfg, "humaneval")
 
 
 def test_what_is_missing_is_named(cfg, run, tmp_path):

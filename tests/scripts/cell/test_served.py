@@ -3,10 +3,13 @@
 import json
 import logging
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 import mos
+from eval import weights
 from eval.engines import private
 from scripts.cell import runs, served, training
 from scripts.cell.evaluation import evaluate_runs
@@ -67,6 +70,56 @@ def test_a_changed_vllm_gets_exports_and_the_reason_is_one_line(saved, tmp_path,
 def test_without_vllm_nothing_is_exported(saved, tmp_path, vllm):
     vllm("missing")
     assert served.served(saved / "mos", tmp_path / "lora", "vllm") == saved / "mos"
+
+
+def as_published(folder):
+    """A record in place of the weights, as `make restore` leaves it."""
+    known = {"sha256": weights.key(folder), "rank": 8}
+    (folder / weights.WEIGHTS).unlink()
+    (folder / weights.RECORD).write_text(json.dumps(known), encoding="utf-8")
+
+
+@pytest.mark.parametrize(("engine", "state"), [("hf", "expected"), ("vllm", "changed"), ("vllm", "expected")])
+@pytest.mark.parametrize("kind", ["mos", "lora"])
+def test_a_published_run_without_weights_is_named_as_before_and_not_exported(
+    saved, tmp_path, vllm, engine, state, kind
+):
+    vllm(state)
+    shutil.copytree(saved / kind, tmp_path / "adapter")
+    key = weights.key(tmp_path / "adapter")
+    as_published(tmp_path / "adapter")
+    run = runs.Run(tmp_path, runs.OmegaConf.create({"method": {"config": {"r": 8}}, "seed": 0}), {})
+    job = served.job(run, ["gsm8k"], engine)
+    assert [weights.key(folder) for folder in job.weights] == [key]
+    assert not (tmp_path / "lora").exists()
+    with pytest.raises(FileNotFoundError, match=r"is a published run without weights.* no answers to gsm8k"):
+        weights.require(run.path, job.adapter, "gsm8k")
+
+
+@pytest.mark.parametrize("exports", [True, False])
+def test_weights_that_are_missing_for_no_reason_are_named(saved, tmp_path, exports):
+    shutil.copytree(saved / "mos", tmp_path / "adapter", ignore=shutil.ignore_patterns(weights.WEIGHTS))
+    with pytest.raises(FileNotFoundError, match="adapter holds a config but no weights"):
+        if exports:
+            mos.export_lora(tmp_path / "adapter", tmp_path / "lora")
+        else:
+            served.served(tmp_path / "adapter", tmp_path / "lora", "hf")
+    assert not (tmp_path / "lora").exists()
+
+
+def test_two_evaluations_that_export_at_once_share_one_export(saved, tmp_path, monkeypatch):
+    export, begun = mos.export_lora, []
+
+    def slow(*folders):
+        begun.append(folders)
+        time.sleep(0.2)
+        export(*folders)
+
+    monkeypatch.setattr(mos, "export_lora", slow)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda _: served.served(saved / "mos", tmp_path / "new" / "lora", "hf"), range(2)))
+    assert found == [tmp_path / "new" / "lora"] * 2
+    assert len(begun) == 1
 
 
 def test_the_installed_vllm_takes_mos():

@@ -150,6 +150,23 @@ def test_nothing_new_starts_nothing_and_a_new_result_takes_the_old_ones_along(va
     assert sent == [first, {**first, "score/mmlu": 0.0, "items/MMLU": 2}]
 
 
+def test_a_result_that_comes_while_others_are_sent_is_sent_the_next_time(vanilla, monkeypatch):
+    evaluated(vanilla.path, [100.0])
+    send, sent = tracking._send, []
+
+    def sending(run, path, ablation):
+        sent.append(path.parent.name)
+        if len(sent) == 1:
+            evaluated(vanilla.path, [0.0, 0.0], "mmlu-4567", "MMLU")
+            time.sleep(0.05)  # the receipt would be younger than the new result
+        send(run, path, ablation)
+
+    monkeypatch.setattr(tracking, "_send", sending)
+    for _ in range(3):
+        tracking.log_evaluation(vanilla)
+    assert sent[1:] == [sent[0], "mmlu-4567"]
+
+
 def test_a_vanilla_row_has_no_dataset_and_no_budget(vanilla):
     evaluated(vanilla.path, [100.0])
     tracking.log_evaluation(vanilla)

@@ -11,22 +11,32 @@ import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 from peft import PeftModel
+from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments, get_scheduler
 
+from data_prep import sources
+from data_prep.download import raw_folder
 from scripts.cell import base_model, runs, trainer, training
-from scripts.cell.settings import TrainerSettings
+from scripts.cell.settings import Scheduler, TrainerSettings
 
 ROOT = Path(__file__).parents[3]
 
 
 def adapter_hash(path):
     return hashlib.sha256((path / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()
+
+
+def trained_tensors(path):
+    """Without the frozen indices and scales of MoS."""
+    tensors = load_file(path / "adapter" / "adapter_model.safetensors")
+    return [value for name, value in tensors.items() if not name.endswith((".mos_index", ".mos_scale"))]
 
 
 def metrics(path):
@@ -118,18 +128,32 @@ def test_looking_more_or_less_often_changes_neither_key_nor_bytes(tiny, undistur
     assert adapter_hash(path) == adapter_hash(undisturbed)
 
 
-@pytest.mark.parametrize("step", [2, 4, 9, 12])
-def test_a_resumed_run_ends_with_the_same_bytes_and_metrics(tiny, undisturbed, tmp_path, crash, monkeypatch, step):
-    cfg = tiny(f"runs_dir={tmp_path / 'crashed'}")
-    with monkeypatch.context():
-        crash(step)
-        with pytest.raises(KeyboardInterrupt):
-            training.train(cfg)
+def resumed(cfg, crash, step):
+    """The run of a training that crashed inside this step and was started again."""
+    crash(step)
+    with pytest.raises(KeyboardInterrupt):
+        training.train(cfg)
     crash(None)
     assert not runs.is_finished(runs.run_dir(cfg))
-    path = training.train(cfg)
+    return training.train(cfg)
+
+
+@pytest.mark.parametrize("step", [2, 4, 9, 12])
+def test_a_resumed_run_ends_with_the_same_bytes_and_metrics(tiny, undisturbed, tmp_path, crash, step):
+    path = resumed(tiny(f"runs_dir={tmp_path / 'crashed'}"), crash, step)
     assert adapter_hash(path) == adapter_hash(undisturbed)
     assert repeatable(path) == repeatable(undisturbed)
+
+
+@pytest.mark.parametrize("method", [["method=lora"], ["method=mos", "method.equivalent_rank=4"]])
+def test_a_resumed_run_of_a_bfloat16_adapter_is_the_same_too(tiny, tmp_path, crash, method):
+    """PEFT loads an adapter to train in float32, by parameters that the trainer does not know."""
+    overrides = ["trainer.adapter_dtype=bfloat16", *method]
+    whole = training.train(tiny(*overrides))
+    path = resumed(tiny(f"runs_dir={tmp_path / 'crashed'}", *overrides), crash, 9)
+    assert {value.dtype for value in trained_tensors(path)} == {torch.bfloat16}
+    assert adapter_hash(path) == adapter_hash(whole)
+    assert repeatable(path) == repeatable(whole)
 
 
 @pytest.mark.parametrize("content", ["", '{"global_step": 9, "log_h', None])
@@ -157,6 +181,25 @@ def test_a_finished_run_is_left_as_it_is(tiny, undisturbed, monkeypatch, capsys)
     assert (undisturbed / "run.json").read_bytes() == before
     assert not (undisturbed / "checkpoints").exists()
     assert "finished already" in capsys.readouterr().out
+
+
+def test_a_run_that_downloads_its_data_is_found_again(tiny, monkeypatch):
+    """The key of a run holds the content of its data, so the data must be here before the run has a folder."""
+    rows = [{"instruction": f"Add {n} and 1.", "input": "", "output": f"It is {n + 1}."} for n in range(64)]
+
+    def downloaded(source, cache_dir):
+        folder = raw_folder(source, cache_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "code_alpaca_20k.json").write_text(json.dumps(rows), encoding="utf-8")
+        return folder
+
+    monkeypatch.setattr(sources, "downloaded", downloaded)
+    cfg = tiny("dataset=code_alpaca", "dataset.source.messages=null", "trainer.max_steps=1")
+    planned = runs.run_dir(cfg)
+    first = training.train(cfg)
+    assert first == runs.run_dir(cfg) != planned
+    assert training.train(cfg) == first
+    assert [path.name for path in first.parent.iterdir()] == [first.name]
 
 
 @pytest.mark.parametrize("method", ["vanilla_chat", "vanilla_nochat"])
@@ -242,7 +285,9 @@ def test_a_loss_that_is_not_finite_stops_with_a_sentence(tiny):
             ["trainer.adapter_dtype=int8"],
             "trainer.adapter_dtype=int8 is refused: input should be 'float32' or 'bfloat16'",
         ),
-        (["trainer.scheduler=stairs"], "stairs"),
+        (["trainer.scheduler=stairs"], "trainer.scheduler=stairs is refused: input should be 'linear', 'cosine'"),
+        (["trainer.scheduler=warmup_stable_decay"], "trainer.scheduler=warmup_stable_decay is refused"),
+        (["trainer.scheduler=reduce_lr_on_plateau"], "trainer.scheduler=reduce_lr_on_plateau is refused"),
         (["trainer.validation_size=1000"], "validation_size=1000"),
         (["trainer.batch_size=many"], "trainer.batch_size=many is refused: input should be a valid integer"),
         (["trainer.max_steps=1.5"], "trainer.max_steps=1.5 is refused"),
@@ -374,6 +419,14 @@ def test_without_a_key_wandb_writes_offline_into_the_run(tiny, monkeypatch):
     assert len(list(path.glob("wandb/offline-run-*/*.wandb"))) == 1
 
 
+@pytest.mark.parametrize("scheduler", get_args(Scheduler))
+def test_every_scheduler_that_is_taken_needs_no_arguments(scheduler):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = get_scheduler(scheduler, optimizer, num_warmup_steps=2, num_training_steps=10)
+    optimizer.step()
+    schedule.step()  # which takes no loss
+
+
 def test_settings_know_every_key_of_the_trainer_config(tiny):
     cfg = tiny()
     assert set(OmegaConf.to_container(cfg.trainer)) == set(TrainerSettings.model_fields)
@@ -395,6 +448,10 @@ def test_torch_s_settings_are_as_before_after_a_training_and_after_a_failure(tin
 def test_the_trainer_of_transformers_still_has_what_we_replace(tmp_path):
     """Private names of transformers: docs/upgrading.md, scripts."""
     assert inspect.signature(Trainer._get_train_sampler).parameters.keys() == {"self", "train_dataset"}
+    loading = inspect.signature(Trainer._load_from_checkpoint).parameters
+    assert loading.keys() == {"self", "resume_from_checkpoint", "model"}
+    assert "autocast_adapter_dtype" in inspect.signature(PeftModel.load_adapter).parameters
+    assert "resume_from_checkpoint" in inspect.signature(Trainer._inner_training_loop).parameters
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     arguments.__dict__["_n_gpu"] = 4  # as on a machine with four
     assert arguments.n_gpu == 4
