@@ -92,24 +92,34 @@ def _make_writable(folder: Path) -> None:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Give a temporary folder to fill. It then replaces `path`; after an error nothing of it stays."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    """Give a temporary folder to fill. It then replaces `path`; after an error nothing of it stays.
+
+    A reader finds the old folder, the new one or, for the moment between two renames, none: never a part of one.
+    """
+    temporary, old = (path.with_name(f".{path.name}.{kind}") for kind in ("tmp", "old"))
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+        if path.exists():
+            path.rename(old)  # to remove it in its place takes a while, and a kill would leave half of it
         temporary.replace(path)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
 def full_disk_named(folder: Path) -> Iterator[None]:
-    """Turn every error of a full disk into one OSError. The system, torch and safetensors each raise their own."""
+    """Turn every error of a full disk into one OSError. The system, torch and safetensors each raise their own.
+
+    folder: where is written, or will be once it is made
+    """
     try:
         yield
     except Exception as error:
-        if any(sign in str(error) for sign in FULL) or shutil.disk_usage(folder).free < 2**20:
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        if any(sign in str(error) for sign in FULL) or shutil.disk_usage(there).free < 2**20:
             raise OSError(f"The disk is full at {folder}. Free some space and run the same command again.") from error
         raise

@@ -22,13 +22,15 @@ from yaml.resolver import Resolver
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = Path(os.environ.get("MOS_CONFIGS") or ROOT / "configs").resolve()
 
-# A table, a search and the claims choose these for each cell. One on the command line would have no effect.
+# One of these on the command line would have no effect. A table, a search and the claims choose them for each cell.
 MEANT = {
     "model": "each cell has its own; use models={{{role}:{value}}}",
     "method": "each cell has its own; use methods=[{value}] (in a search: search.method={value})",
     "dataset": "each cell has its own; use table.datasets=[{value}] (in a search: search.datasets=[{value}])",
     "seed": "each cell has its own; use seeds=[{value}]",
 }
+# What evaluates runs that exist takes these from each run.
+OF_A_RUN = dict.fromkeys(("model", "method", "dataset", "seed"), "each run has its own; choose runs by runs=[...]")
 
 
 def config_json(*, _parent_: DictConfig) -> DictConfig | None:

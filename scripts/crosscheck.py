@@ -12,13 +12,11 @@ from omegaconf import DictConfig
 
 from data_prep.storage import write_text
 from scripts.command import entry_point
-from scripts.config import given, refuse_lost
+from scripts.config import OF_A_RUN, given, refuse_lost
 from scripts.original.checkout import checked
 from scripts.original.compare import compare, evaluations
 from scripts.original.report import report
 from scripts.original.sets import compare_sets
-
-OF_A_RUN = dict.fromkeys(("model", "method", "dataset", "seed"), "each run has its own; choose runs by runs=[...]")
 
 
 @entry_point

@@ -15,10 +15,8 @@ from rich.table import Table
 from scripts.cell import runs
 from scripts.cell.evaluation import evaluate_runs, scores
 from scripts.command import entry_point
-from scripts.config import given, refuse_lost
+from scripts.config import OF_A_RUN, given, refuse_lost
 from scripts.table.grid import shown_benchmarks
-
-OF_A_RUN = dict.fromkeys(("model", "method", "dataset", "seed"), "each run has its own; choose runs by runs=[...]")
 
 
 @entry_point

@@ -9,13 +9,14 @@ from scripts.command import entry_point
 from scripts.config import compose, shared_overrides
 from scripts.cost.plan import plan
 from scripts.cost.plan_text import render
+from scripts.table.grid import left_out
 
 
 @entry_point
 def main(cfg: DictConfig) -> None:
     overrides = shared_overrides(cfg)
     cfg = compose(overrides)
-    print(render(cfg, plan(cfg, overrides)))
+    print(left_out(cfg) or render(cfg, plan(cfg, overrides)))
 
 
 if __name__ == "__main__":

@@ -13,12 +13,17 @@ from scripts.check.preflight import checks
 from scripts.check.walk import walk
 from scripts.command import entry_point
 from scripts.config import compose, shared_overrides
+from scripts.table.grid import left_out
 
 
 @entry_point
 def main(cfg: DictConfig) -> None:
     overrides = shared_overrides(cfg)
-    failed = walk(checks(compose(overrides), overrides))
+    cfg = compose(overrides)
+    if nothing := left_out(cfg):
+        print(nothing)
+        return
+    failed = walk(checks(cfg, overrides))
     if failed:
         sys.exit(f"error: {len(failed)} checks failed; the lines above that begin with FAIL say what to do.")
 

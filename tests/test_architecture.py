@@ -1,6 +1,7 @@
 """The layout of docs/architecture.md: imports go one way and never in a circle, and commands are short."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,9 @@ MAY_IMPORT = {
     "eval": {"data_prep", "mos_vllm"},
     "scripts": {"mos", "mos_vllm", "data_prep", "eval"},
 }
+
+
+NAME = re.compile(rf"(?:{'|'.join(PACKAGES)})(?:\.\w+)+")
 
 
 def dotted(path):
@@ -84,6 +88,15 @@ def test_commands_are_short(path):
 @pytest.mark.parametrize("module", MODULES)
 def test_modules_can_be_read_at_once(module):
     assert len(MODULES[module].read_text(encoding="utf-8").splitlines()) <= 300
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_modules_that_stand_as_text_exist(module):
+    """A program is started by its name, which no import checks."""
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    for name in filter(NAME.fullmatch, texts):
+        assert name in MODULES or name.rpartition(".")[0] in MODULES, name  # a module, or something in one
 
 
 def test_the_page_names_every_room():

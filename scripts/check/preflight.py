@@ -1,6 +1,5 @@
 """The preflight of a table: what it will need, tried once before the first run is trained."""
 
-import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from filelock import FileLock
+from joblib import cpu_count
 from omegaconf import DictConfig
 
 from eval import sandbox
@@ -93,6 +93,8 @@ def memory_fits(cfg: DictConfig, overrides: Sequence[str]) -> str:
     free = torch.cuda.mem_get_info()[0] / GIB
     inputs = _inputs(cfg, overrides)
     peaks = {method: inputs.memory(method).peak / GIB for method in inputs.adapters}
+    if not peaks:
+        raise LeftOut("no method of this table trains")
     largest = max(peaks, key=lambda method: peaks[method])
     if peaks[largest] + RESERVE_GIB > free:
         raise ValueError(
@@ -117,8 +119,10 @@ def sandbox_found(cfg: DictConfig) -> str:
     programs = [config for config in _benchmark_configs(cfg) if config.get("programs")]
     if not programs:
         raise LeftOut("no benchmark of this table runs programs")
-    allowed = all(config.get("allow_unprotected", False) for config in programs)
-    return str(sandbox.require_protection(allowed))
+    for config in programs:
+        allowed, key = config.get("allow_unprotected", False), f"benchmark.{config.name}.allow_unprotected"
+        found = sandbox.require_protection(allowed, key)
+    return str(found)
 
 
 def base_model_found(cfg: DictConfig) -> str:
@@ -159,7 +163,7 @@ def alone(function: Callable[..., Result], *arguments: object) -> Result:
 
     Raises ChildProcessError if the process is killed.
     """
-    with worker_pool(1, start_worker, len(os.sched_getaffinity(0))) as process:
+    with worker_pool(1, start_worker, cpu_count()) as process:
         try:
             return process.submit(function, *arguments).result()
         except BrokenProcessPool:

@@ -1,6 +1,7 @@
 """Programs that a check starts: they end with it, and what they leave running is found and ended."""
 
 import os
+import shlex
 import signal
 import subprocess
 import tempfile
@@ -51,17 +52,17 @@ def finished(command: Sequence[str], patience: float) -> str:
 
     Raises ValueError if it fails, if it has not ended after `patience` seconds, or if processes of it live on.
     """
-    with _file() as out, _file() as err, started(command, out, err) as process:
+    with printed() as out, printed() as err, started(command, out, err) as process:
         try:
             code = process.wait(patience)
         except subprocess.TimeoutExpired:
             raise ValueError(f"it has not ended after {patience:.0f} s; run {_shown(command)} to see why.") from None
         if code != 0:
-            raise ValueError(f"it failed: {_last_line(err) or code} ({_shown(command)} shows all).")
+            raise ValueError(f"it failed: {last_line(err) or code} ({_shown(command)} shows all).")
         if orphans := still_running(process.pid, GRACE):
             names = ", ".join(f"process {pid} ({name})" for pid, name in orphans.items())
             raise ValueError(f"it left {names} running, which was ended now; report this with the versions above.")
-        return _last_line(out)
+        return last_line(out)
 
 
 def still_running(session: int, patience: float) -> Mapping[int, str]:
@@ -84,16 +85,17 @@ def left_behind(session: int) -> dict[int, str]:
     return found
 
 
-def _file() -> IO[str]:
+def printed() -> IO[str]:
+    """A file for what a program prints; it goes when it is closed."""
     return tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
 
 
-def _last_line(printed: IO[str]) -> str:
+def last_line(file: IO[str]) -> str:
     """The last line of a file that is not blank, or nothing."""
-    printed.seek(0)
-    lines = [line for line in printed if line.strip()]
+    file.seek(0)
+    lines = [line for line in file if line.strip()]
     return lines[-1].strip() if lines else ""
 
 
 def _shown(command: Sequence[str]) -> str:
-    return " ".join(["python", *command[1:3]])
+    return shlex.join(["python", *command[1:]])

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 
+import pandas as pd
 import torch
 
 from data_prep.storage import write_text
@@ -40,8 +41,14 @@ def efficiency(measured: Sequence[Step], tflops: float) -> float:
 
 
 def gpu_days(gpu: str) -> float:
-    """GPU-days of the three tables of the profile `paper` on a GPU of configs/gpu, by the plan."""
-    return sum(_hours(gpu, table) for table in TABLES) / 24
+    """GPU-days of the three tables of the profile `paper` on a GPU of configs/gpu, by the plan.
+
+    A cell that two tables show is trained and evaluated once.
+    """
+    cells = pd.concat([_cells(gpu, table) for table in TABLES])
+    once = cells.drop_duplicates(["model", "method", "dataset", "seed"])
+    hours = [column for column in once if column.startswith(f"{Gpu.of(gpu).name} ")]
+    return float(once[hours].to_numpy().sum()) / 24
 
 
 def known_tflops(name: str) -> float | None:
@@ -66,11 +73,12 @@ def product_tflops(size: int = 8192, times: int = 20) -> float:
     return 2 * size**3 * times / (start.elapsed_time(end) / 1000) / 1e12
 
 
-def _hours(gpu: str, table: str) -> float:
+def _cells(gpu: str, table: str) -> pd.DataFrame:
+    """The cells of a table's plan, with its model."""
     from scripts.cost.plan import plan as table_plan
 
     overrides = ["profile=paper", f"table={table}", f"gpus=[{gpu}]"]
     cfg = compose(overrides)
-    overrides.append(f"model={cfg.models[cfg.table.model]}")
-    cells = table_plan(compose(overrides), overrides).cells
-    return float(cells[[column for column in cells if column.startswith(f"{Gpu.of(gpu).name} ")]].to_numpy().sum())
+    model = cfg.models[cfg.table.model]
+    overrides.append(f"model={model}")
+    return table_plan(compose(overrides), overrides).cells.assign(model=model)

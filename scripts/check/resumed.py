@@ -2,14 +2,14 @@
 
 import json
 import math
-import os
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import IO
 
-from scripts.check.processes import finished, started
+from scripts.check.processes import finished, last_line, printed, started
 
 STEPS, SAVED = 6, 2  # of the run, and between checkpoints
 PATIENCE = 300.0  # seconds for a checkpoint to come, and for the rest to follow
@@ -19,8 +19,8 @@ def killed_and_resumed() -> str:
     """Train, kill after the first checkpoint, train again. Raises ValueError if the run is not finished then."""
     with tempfile.TemporaryDirectory() as folder:
         command = _command(Path(folder))
-        with Path(os.devnull).open("w", encoding="utf-8") as nowhere, started(command, nowhere, nowhere) as first:
-            _wait_for_checkpoint(first, Path(folder))
+        with printed() as out, started(command, out, out) as first:
+            _wait_for_checkpoint(first, Path(folder), out)
         reached = _checkpoints(Path(folder))
         finished(command, PATIENCE)
         [done] = Path(folder).glob("runs/*/*/*/run.json")
@@ -46,11 +46,12 @@ def _command(folder: Path) -> list[str]:
     ]
 
 
-def _wait_for_checkpoint(process: "subprocess.Popen[str]", folder: Path) -> None:
+def _wait_for_checkpoint(process: "subprocess.Popen[str]", folder: Path, out: IO[str]) -> None:
+    """Raises ValueError, with the last line that the process printed, if no checkpoint comes."""
     end = time.monotonic() + PATIENCE
     while not _checkpoints(folder):
         if process.poll() is not None or time.monotonic() > end:
-            raise ValueError("the first start wrote no checkpoint; python -m scripts.train profile=smol shows why.")
+            raise ValueError(f"the first start wrote no checkpoint: {last_line(out) or 'it printed nothing'}")
         time.sleep(0.05)
 
 

@@ -103,16 +103,23 @@ def timed(step: Step) -> Step:
     Raises ValueError for a loss that is not a number, and if the GPU's memory is too small.
     """
     cuda = torch.cuda.is_available()
-    gc.collect()
+    _free_memory()  # an earlier step that failed has left its model behind
     if cuda:
-        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     try:
         seconds = _seconds(step)
+        memory = torch.cuda.max_memory_allocated() if cuda else 0
     except torch.OutOfMemoryError:
         raise ValueError("it needs more memory than is free; end what else runs here, or take a larger GPU.") from None
-    memory = torch.cuda.max_memory_allocated() if cuda else 0
+    finally:
+        _free_memory()  # what this process keeps, the engine of a later check would miss
     return replace(step, seconds=seconds, memory=float(memory))
+
+
+def _free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def plan(shapes: LlamaConfig, step: Step) -> tuple[float, float]:
@@ -136,9 +143,8 @@ def quantizes() -> bool:
     return find_spec("bitsandbytes") is not None
 
 
-def random_base(shapes: LlamaConfig) -> Any:
-    """A random Llama, in 4 bits where bitsandbytes is installed, else in 16."""
-    device = "cuda:0" if torch.cuda.is_available() else "cpu"
+def random_base(shapes: LlamaConfig, device: str) -> Any:
+    """A random Llama on `device`, in 4 bits where bitsandbytes is installed, else in 16."""
     torch.manual_seed(0)
     with torch.device(device):
         network: Any = LlamaForCausalLM(shapes)
@@ -160,8 +166,8 @@ def random_base(shapes: LlamaConfig) -> Any:
 
 
 def _adapted(step: Step) -> Any:
-    cuda = torch.cuda.is_available()
-    base = prepare_model_for_kbit_training(random_base(WIDE if cuda else NARROW), use_gradient_checkpointing=False)
+    shapes, device = (WIDE, "cuda:0") if torch.cuda.is_available() else (NARROW, "cpu")
+    base = prepare_model_for_kbit_training(random_base(shapes, device), use_gradient_checkpointing=False)
     model: Any = get_peft_model(base, step.config)
     if step.checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

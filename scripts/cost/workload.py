@@ -47,7 +47,10 @@ def mean_length(cfg: DictConfig, dataset: DictConfig, tokenizer: Any) -> float:
 
 
 def workload(cfg: DictConfig, name: str, tokenizer: Any) -> Workload:
-    """The benchmark's real prompts where the data is there; else its `published` numbers."""
+    """The benchmark's real prompts where the data is there; else its `published` numbers.
+
+    Lengths that are not published count as the longest that the engine takes, an upper bound.
+    """
     config = cfg.benchmark[name]
     new = 0 if config.get("letters") else config.max_new_tokens
     samples = config.get("samples", 1)
@@ -58,7 +61,10 @@ def workload(cfg: DictConfig, name: str, tokenizer: Any) -> Workload:
             log.warning("%s: its published size counts. %s", name, error)
     known = config.published
     items = min(known["items"], cfg.limit or known["items"])
-    return Workload(items, known["prompt_tokens"], known["longest_prompt_tokens"], new, samples)
+    longest = known["longest_prompt_tokens"] or cfg.engine.max_model_len - new
+    if not known["prompt_tokens"]:
+        log.warning("%s: nobody has published how long its prompts are: each counts with %d tokens.", name, longest)
+    return Workload(items, known["prompt_tokens"] or longest, longest, new, samples)
 
 
 def _prompts(cfg: DictConfig, name: str, tokenizer: Any) -> tuple[int, float, int]:

@@ -170,7 +170,7 @@ class Harness:
             items = chosen(benchmark, tokenizer, cfg.limit)
             self._tasks[name] = harness.write_task(folder / f"{name}.yaml", items, asked(benchmark))
         self._process = subprocess.Popen(
-            [harness.environment(cfg.cache_dir) / "python", "-m", "scripts.harness_driver"],
+            [harness.environment(cfg.cache_dir) / "python", "-m", "scripts.measure.harness_driver"],
             env=harness.variables(cfg.engine.cpu_kv_cache_gib, cfg.engine.cpu_threads),
             cwd=ROOT,
             stdin=subprocess.PIPE,

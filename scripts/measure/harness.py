@@ -41,7 +41,7 @@ def is_ready(cache_dir: Path | str) -> bool:
 def environment(cache_dir: Path | str) -> Path:
     """The folder with the harness's `python` and `lm_eval`; built when first asked for (a minute, needs a network).
 
-    Raises subprocess.CalledProcessError if pip fails.
+    Raises ConnectionError if pip fails, whose own messages are on stderr.
     """
     home = folder(cache_dir)
     if not is_ready(cache_dir):
@@ -51,7 +51,8 @@ def environment(cache_dir: Path | str) -> Path:
         (packages / "outer.pth").write_text(f"import site; site.addsitedir({outer!r})\n", encoding="utf-8")
         name_vllm(packages)
         pip = [sys.executable, "-m", "pip", "--python", str(home / "bin" / "python"), "install", "--quiet"]
-        subprocess.run([*pip, requirement()], check=True)
+        if subprocess.run([*pip, requirement()]).returncode:
+            raise ConnectionError(f"pip cannot install {requirement()} (its messages are above); it needs a network.")
         (home / "ready").touch()
     return home / "bin"
 

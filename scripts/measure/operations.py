@@ -49,7 +49,7 @@ class Count(TorchDispatchMode):
 
 def count(step: steps.Step, checkpointing: bool, trainer: DictConfig) -> Count:
     """The second step of a training, which makes nothing for the first time."""
-    model: Any = get_peft_model(prepared(steps.random_base(EIGHTH), trainer), step.config).train()
+    model: Any = get_peft_model(prepared(steps.random_base(EIGHTH, "cpu"), trainer), step.config).train()
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     ids = torch.randint(0, EIGHTH.vocab_size, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))

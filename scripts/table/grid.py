@@ -96,6 +96,14 @@ def check_methods(methods: Sequence[str]) -> None:
             raise ValueError(f"No table has it: {unknown('method', method, known)}")
 
 
+def left_out(cfg: DictConfig) -> str | None:
+    """What to say of a table of which `methods` chooses no row; None for any other. Raises as `check_methods`."""
+    check_methods(cfg.methods or [])
+    if not cfg.methods or any(row.methods for row in rows(cfg)):
+        return None
+    return f"{cfg.table.name}: none of {', '.join(cfg.methods)} is a row of it; nothing to do."
+
+
 def check_table(cfg: DictConfig) -> None:
     """Refuse a table's yaml that would fail, or mix numbers, once its cells are trained. Raises ValueError."""
     schema.check(cfg.table)

@@ -1,6 +1,5 @@
 """Runs on this machine: some at a time, each trained and then evaluated, with one bar over all of them."""
 
-import os
 import sys
 import traceback
 from collections import deque
@@ -8,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from functools import partial
 
+from joblib import cpu_count
 from tqdm import tqdm
 
 from scripts.cell.process import start_worker, worker_pool
@@ -107,5 +107,5 @@ def _start(parent: int, threads: int) -> None:
 def _pool(workers: int) -> ProcessPoolExecutor:
     import torch
 
-    threads = max(1, len(os.sched_getaffinity(0)) // workers)
+    threads = max(1, cpu_count() // workers)
     return worker_pool(workers, _start, threads, max_tasks_per_child=1 if torch.cuda.is_available() else None)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
-from data_prep.sources import held, locate
+from data_prep.sources import fetched
 from eval import benchmarks
 from scripts.config import choices, compose, unknown
 from scripts.table import grid, notes
@@ -45,13 +45,11 @@ def rehearse(cfg: DictConfig, overrides: Sequence[str]) -> None:
 def fetch_training_sets(cfg: DictConfig, overrides: Sequence[str], names: Sequence[str]) -> None:
     """Have the raw files of these training sets on disk, on whose content the keys of runs depend.
 
-    Raises what `data_prep.sources.locate` and `held` raise, for files that cannot be had.
+    Raises what `data_prep.sources.fetched` raises, for files that cannot be had.
     """
     for name in names:
         source = compose([*overrides, f"dataset={name}"]).dataset.source
-        if source.messages is None:
-            locate(source, cfg.data, Path(cfg.cache_dir))
-        held(source, cfg.data, Path(cfg.cache_dir))
+        fetched(source, cfg.data, Path(cfg.cache_dir))
 
 
 def check_launcher(cfg: DictConfig) -> None:

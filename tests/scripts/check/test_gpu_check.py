@@ -5,17 +5,19 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import bitsandbytes.functional
+import pandas as pd
 import pytest
 import torch
 import yaml
 
 from scripts import gpu_check
-from scripts.check import extrapolated, gpu, processes, rates, steps
+from scripts.check import extrapolated, gpu, processes, rates, resumed, steps
 from scripts.check.walk import LeftOut
 from scripts.cost.gpu import Gpu
 
@@ -125,6 +127,39 @@ def test_a_gpu_that_is_too_small_for_a_step_is_said(monkeypatch):
         steps.timed(next(steps.steps()))
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_step_gives_its_memory_back_whatever_happens(cuda, monkeypatch, fails):
+    """Else the engine of a later check finds too little: it takes nine tenths of the GPU."""
+    done = []
+
+    def seconds(step):
+        done.append("step")
+        if fails:
+            raise torch.OutOfMemoryError("tried to allocate")
+        return 1.0
+
+    cuda(40)
+    monkeypatch.setattr(steps, "_seconds", seconds)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: done.append("emptied"))
+    with pytest.raises(ValueError) if fails else nullcontext():
+        steps.timed(next(steps.steps()))
+    assert done == ["emptied", "step", "emptied"]
+
+
+def test_a_run_that_fails_before_its_first_checkpoint_says_why(tmp_path, monkeypatch):
+    monkeypatch.setattr(resumed, "_command", lambda folder: program(tmp_path, "raise ValueError('no kernel image')"))
+    with pytest.raises(ValueError, match="the first start wrote no checkpoint: ValueError: no kernel image"):
+        resumed.killed_and_resumed()
+
+
+def test_a_program_that_fails_is_named_with_all_its_arguments(tmp_path):
+    command = [*program(tmp_path, "raise SystemExit(3)"), "an argument", "b=1"]
+    with pytest.raises(ValueError, match=r"it failed: 3 \(python .*program.py 'an argument' b=1 shows all\)"):
+        processes.finished(command, 60)
+
+
 def test_two_blocks_are_scaled_to_llama2(cuda):
     cuda(40)
     step = wide("LoRA 8", 0.5, 1.0)
@@ -157,6 +192,18 @@ def test_timings_become_an_efficiency_a_file_and_gpu_days(cuda, tmp_path, monkey
     assert [path.name for path in (configs / "gpu").iterdir() if path.name.startswith(".")] == []
     assert Gpu.of("nvidia_a100_sxm4_40gb").measured == ("training",)
     assert rates.gpu_days("nvidia_a100_sxm4_40gb") == pytest.approx(before, rel=0.01)
+
+
+def test_a_cell_of_two_tables_is_counted_once(monkeypatch):
+    days = {"table1": [("lora_r2", 24.0), ("pure_sharing", 48.0)], "table2": [("lora_r2", 24.0)], "table3": []}
+
+    def cells(gpu, table):
+        rows = [(name, "cot", 0, hours, 0.0) for name, hours in days[table]]
+        columns = ["method", "dataset", "seed", "A100-40G training h", "A100-40G evaluation h"]
+        return pd.DataFrame(rows, columns=columns).assign(model="llama2_7b")
+
+    monkeypatch.setattr(rates, "_cells", cells)
+    assert rates.gpu_days("a100_40g") == 3.0
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,12 @@ def test_memory_is_checked_against_the_plan(table, gpu):
         preflight.memory_fits(cfg, overrides)
 
 
+def test_rows_that_train_nothing_need_no_memory(table, gpu):
+    gpu(9)
+    with pytest.raises(LeftOut, match="no method of this table trains"):
+        preflight.memory_fits(*table("profile=paper", "model=llama2_7b", "methods=[vanilla_chat]"))
+
+
 def test_a_disk_that_is_too_small_is_named(table, monkeypatch):
     cfg, overrides = table("profile=paper", "model=llama2_7b")
     usage = shutil.disk_usage("/")
@@ -119,17 +125,14 @@ def test_memory_and_disk_read_no_data(table, monkeypatch):
 
 
 def test_a_sandbox_is_wanted_where_programs_run(table, monkeypatch):
-    def refused(allowed):
-        if not allowed:
-            raise PermissionError("nothing shuts programs in")
-        return "none"
-
-    monkeypatch.setattr(sandbox, "require_protection", refused)
+    none = sandbox.Protection("none", "nothing shuts programs in")
+    monkeypatch.setattr(sandbox, "protection", lambda: none)
     with pytest.raises(LeftOut, match="no benchmark"):
         preflight.sandbox_found(table()[0])
-    with pytest.raises(PermissionError, match="shuts"):
+    with pytest.raises(PermissionError, match=r"set benchmark\.humaneval\.allow_unprotected=true"):
         preflight.sandbox_found(table("table=table2")[0])
-    assert preflight.sandbox_found(table("table=table2", "evaluation.humaneval.allow_unprotected=true")[0]) == "none"
+    allowed, _ = table("table=table2", "benchmark.humaneval.allow_unprotected=true")  # the key that it names
+    assert preflight.sandbox_found(allowed) == none.text
 
 
 def test_a_gated_model_without_a_token_names_the_token(table, monkeypatch):

@@ -68,6 +68,14 @@ def test_missing_data_falls_back_to_the_published_size(tmp_path: Path) -> None:
     assert mean_length(cfg, compose([*PAPER, "dataset=cot"]).dataset, tokenizer=None) == 512
 
 
+def test_lengths_that_nobody_has_published_count_as_the_longest(caplog: pytest.LogCaptureFixture) -> None:
+    unknown = "benchmark.gsm8k.published={items:1319,prompt_tokens:null,longest_prompt_tokens:null}"
+    found, _ = planned("methods=[lora_r2]", unknown)
+    (line,) = found.evaluation[found.evaluation.benchmark == "gsm8k"].to_dict("records")
+    assert line["prompt"] == line["longest"] == 4096 - line["new"]
+    assert "gsm8k: nobody has published how long its prompts are" in caplog.text
+
+
 @pytest.mark.parametrize("model", ["qwen3_0_6b", "llama3_2_1b", "phi3_mini"])
 def test_a_model_of_another_family_has_a_plan_for_every_method(model: str) -> None:
     """Phi 3 has no q_proj that a method could name."""

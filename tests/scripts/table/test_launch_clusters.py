@@ -105,3 +105,27 @@ def test_slurm_gives_the_same_bytes(local: dict[str, bytes], slurm: None, tmp_pa
 @pytest.mark.slow
 def test_ray_gives_the_same_bytes(local: dict[str, bytes], tmp_path: Path) -> None:
     check(local, tmp_path / "runs", "ray")
+
+
+@pytest.mark.parametrize("there", [(), ("munged",), ("slurmctld", "slurmd")])
+def test_the_node_installs_what_is_missing(tmp_path: Path, there: tuple[str, ...]) -> None:
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    stand_ins = {"id": "echo 0", "apt-get": 'echo "$*" >>"$LOG"; exit 9'} | dict.fromkeys(there, "exit 9")
+    for name, text in stand_ins.items():
+        (tools / name).write_text(f"#!/bin/bash\n{text}\n", encoding="utf-8")
+        (tools / name).chmod(0o755)
+    log = tmp_path / "log"
+    environment = {"PATH": f"{tools}:{_without_slurm(tmp_path)}", "LOG": str(log)}
+    command = [str(ROOT / "scripts" / "slurm_node.sh"), "start", str(tmp_path / "node")]
+    assert subprocess.run(command, env=environment, capture_output=True).returncode == 9
+    assert log.read_text(encoding="utf-8").startswith("update")
+
+
+def _without_slurm(tmp_path: Path) -> Path:
+    """A folder with the few programs that the script calls before it installs, and no other."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in ("bash", "env", "mkdir", "realpath", "sleep"):
+        (folder / name).symlink_to(str(shutil.which(name)))
+    return folder

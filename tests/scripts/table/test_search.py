@@ -392,3 +392,28 @@ def test_a_search_of_other_settings_refuses_its_own() -> None:
     refuse_lost(["trainer.learning_rate=0.5"], meant)
     with pytest.raises(ValueError, match=r"method.r=16 would have no effect: .*; use search.grid.method.r=\[16\]\."):
         refuse_lost(["method.r=16"], meant)
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("trainer.learning_rate=0.1", "search.grid.trainer.learning_rate=0.1 is refused: it takes a list of values"),
+        ("trainer.learning_rate=null", "search.grid.trainer.learning_rate=None is refused: it takes a list"),
+        ("trainer.learning_rate=[]", "search.grid.trainer.learning_rate=[] is refused: it takes a list"),
+        ("trainer=3", "search.grid.trainer=3 is refused: name a setting of it"),
+        ("trainer=null", "search.grid of 'lr' names no setting"),
+    ],
+)
+def test_a_grid_that_is_no_list_is_refused(override: str, sentence: str) -> None:
+    overrides = ["profile=smol", "search=lr", f"search.grid.{override}"]
+    with pytest.raises(ValueError) as refused:
+        search.combinations(compose(overrides), overrides)
+    assert str(refused.value).startswith(sentence)
+
+
+def test_a_section_of_the_grid_that_is_null_is_left_out() -> None:
+    overrides = ["profile=smol", "search=lr", "search.grid.trainer=null", "+search.grid.method.r=[4,8]"]
+    assert [c.settings for c in search.combinations(compose(overrides), overrides)] == [
+        {"method.r": 4},
+        {"method.r": 8},
+    ]
