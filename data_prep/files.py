@@ -107,7 +107,7 @@ def csv_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
         for row in reader:
             if converted and any("\n" in cell for cell in row):
                 _warn_of_converted(path.parent)
-            if len(row) > 1 or "".join(row).strip():
+            if row:
                 yield f"{path}:{reader.line_num}", row
     except csv.Error as error:
         raise ValueError(f"{path}:{reader.line_num}: {error}; {remedy(path)}.") from error

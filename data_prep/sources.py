@@ -39,7 +39,12 @@ LEFTOVERS = (
 )  # fmt: skip
 SHOWN = 5  # names in a message
 
-Files = dict[str, list[Path]]  # by role, sorted by name
+
+class Files(dict[str, list[Path]]):
+    """Files by role, sorted by name. Raises ValueError for a role that the config does not have."""
+
+    def __missing__(self, role: str) -> list[Path]:
+        raise ValueError(f"source.files has no role '{role}', which its reader asks for; it has {', '.join(self)}.")
 
 
 def locate(source: DictConfig, data: Path | str | None, cache_dir: Path) -> Path:
@@ -70,7 +75,7 @@ def held(source: DictConfig, data: Path | str | None, cache_dir: Path) -> Files:
         path = Path(source.messages)
         if not path.is_file():
             raise FileNotFoundError(f"dataset.source.messages={path} is not a file; give the jsonl of conversations.")
-        return {"messages": [path]}
+        return Files(messages=[path])
     root = raw_folder(source, cache_dir) if data is None else locate(source, data, cache_dir)
     if not root.is_dir():
         raise FileNotFoundError(f"{source.folder} has not been downloaded yet.")
@@ -92,7 +97,7 @@ def find_files(source: DictConfig, root: Path) -> Files:
 
     Raises FileNotFoundError if a role has none.
     """
-    return {role: _first_match(root, role, accepted) for role, accepted in source.files.items()}
+    return Files({role: _first_match(root, role, accepted) for role, accepted in source.files.items()})
 
 
 def single(files: Files, role: str) -> Path:

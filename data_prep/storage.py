@@ -99,11 +99,13 @@ def new_folder(path: Path) -> Iterator[Path]:
     temporary, old = (path.with_name(f".{path.name}.{kind}") for kind in ("tmp", "old"))
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
+    if old.exists() and not path.exists():  # left by a kill between the two renames
+        old.rename(path)
     try:
         yield temporary
         shutil.rmtree(old, ignore_errors=True)
-        if path.exists():
-            path.rename(old)  # to remove it in its place takes a while, and a kill would leave half of it
+        if path.exists():  # to remove it in its place takes a while, and a kill would leave half of it
+            shutil.move(path, old)  # also where a container's file system cannot rename what its image holds
         temporary.replace(path)
         shutil.rmtree(old, ignore_errors=True)
     finally:

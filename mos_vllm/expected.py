@@ -75,7 +75,6 @@ SIGNATURES: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "vllm.entrypoints.serve.engine.serving": {"BaseServing._check_model": ("self", "request")},
     "vllm.v1.engine.async_llm": {
-        "AsyncLLM.reset_prefix_cache": ("self", "reset_running_requests", "reset_connector"),
         "AsyncLLM.add_lora": ("self", "lora_request"),
         "AsyncLLM.list_loras": ("self",),
     },
@@ -113,6 +112,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "vllm.entrypoints.openai.models.serving": (
         "self.lora_requests",
         "self.lora_resolver_lock",
+        "self.lora_id_counter.inc(1)",
         "self.engine_client",
         "self.model_config",
         "create_error_response",

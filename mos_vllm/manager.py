@@ -1,12 +1,12 @@
 """vLLM's manager of adapters, with MoS adapters beside LoRA ones."""
 
+import copy
 import time
 from collections.abc import Callable, Iterable
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from vllm.exceptions import LoRAAdapterNotFoundError
 from vllm.logger import init_logger
 from vllm.lora.lora_model import LoRAModel
@@ -147,7 +147,9 @@ class MosWorkerManager(LRUCacheWorkerLoRAManager):
 
 def once(request: LoRARequest) -> LoRARequest:
     """The request without `load_inplace`, which is done once and not in every step."""
-    return msgspec.structs.replace(request, load_inplace=False) if request.load_inplace else request
+    done = copy.copy(request)
+    done.load_inplace = False
+    return done
 
 
 def is_current(model: LoRAModel, request: LoRARequest) -> bool:

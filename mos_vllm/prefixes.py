@@ -5,6 +5,7 @@ earlier weights. Its keys have the name and the folder alone.
 """
 
 import functools
+import secrets
 from typing import Any, cast
 
 from vllm.v1.core import kv_cache_utils
@@ -14,14 +15,17 @@ def install() -> None:
     """Wrap the function that names an adapter in the keys; once in a process."""
     module = cast(Any, kv_cache_utils)
     if not hasattr(module._gen_lora_extra_hash_keys, "__wrapped__"):
-        module._gen_lora_extra_hash_keys = numbered(module._gen_lora_extra_hash_keys)
+        module._gen_lora_extra_hash_keys = numbered(module._gen_lora_extra_hash_keys, secrets.token_hex(8))
 
 
-def numbered(original: Any) -> Any:
-    """`_gen_lora_extra_hash_keys` with the adapter's number behind what it has."""
+def numbered(original: Any, start: str) -> Any:
+    """`_gen_lora_extra_hash_keys` with the adapter's number behind what it has, and a word of its own for each start.
+
+    Every server counts its adapters from 1, also after a restart, and a store of prefixes may outlive it.
+    """
 
     @functools.wraps(original)
     def _gen_lora_extra_hash_keys(request: Any) -> list[tuple[Any, ...]]:
-        return [(*key, request.lora_request.lora_int_id) for key in original(request)]
+        return [(*key, request.lora_request.lora_int_id, start) for key in original(request)]
 
     return _gen_lora_extra_hash_keys

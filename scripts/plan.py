@@ -9,14 +9,14 @@ from scripts.command import entry_point
 from scripts.config import compose, shared_overrides
 from scripts.cost.plan import plan
 from scripts.cost.plan_text import render
-from scripts.table.grid import left_out
+from scripts.table.grid import nothing_chosen
 
 
 @entry_point
 def main(cfg: DictConfig) -> None:
     overrides = shared_overrides(cfg)
     cfg = compose(overrides)
-    print(left_out(cfg) or render(cfg, plan(cfg, overrides)))
+    print(nothing_chosen(cfg) or render(cfg, plan(cfg, overrides)))
 
 
 if __name__ == "__main__":

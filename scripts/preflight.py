@@ -13,14 +13,14 @@ from scripts.check.preflight import checks
 from scripts.check.walk import walk
 from scripts.command import entry_point
 from scripts.config import compose, shared_overrides
-from scripts.table.grid import left_out
+from scripts.table.grid import nothing_chosen
 
 
 @entry_point
 def main(cfg: DictConfig) -> None:
     overrides = shared_overrides(cfg)
     cfg = compose(overrides)
-    if nothing := left_out(cfg):
+    if nothing := nothing_chosen(cfg):
         print(nothing)
         return
     failed = walk(checks(cfg, overrides))

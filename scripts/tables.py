@@ -14,14 +14,14 @@ from scripts.command import entry_point
 from scripts.config import compose, shared_overrides
 from scripts.table import grid
 from scripts.table.produce import evaluate_finished, train_missing, write
-from scripts.table.rehearsal import fetch_training_sets
+from scripts.table.rehearsal import fetch_what_can_be_had
 
 
 @entry_point
 def main(cfg: DictConfig) -> None:
     overrides = shared_overrides(cfg)
     cfg = compose(overrides)
-    if nothing := grid.left_out(cfg):
+    if nothing := grid.nothing_chosen(cfg):
         print(nothing)
         return
     if cfg.dry:
@@ -33,7 +33,7 @@ def main(cfg: DictConfig) -> None:
     cells = grid.cells(cfg, overrides)
     if grid.untrained(cells):
         prepare(cfg, overrides)
-        fetch_training_sets(cfg, overrides, list(dict.fromkeys(cell.dataset for cell in cells if cell.dataset)))
+        fetch_what_can_be_had(cfg, overrides, list(dict.fromkeys(cell.dataset for cell in cells if cell.dataset)))
         cells = grid.cells(cfg, overrides)  # a run's key holds the content of the data, which is here now
     failed = train_missing(cfg, overrides, cells)
     missing = grid.untrained(cells)

@@ -38,13 +38,8 @@ OPTIONAL = (  # letters, or stops and max_new_tokens, are needed too: see `check
     *("max_prompt_tokens", "max_context_tokens", "programs", "allow_unprotected"),
 )
 LEAST = {"shots": 0, "max_new_tokens": 1, "samples": 1, "max_prompt_tokens": 1, "max_context_tokens": 1}
-GENERATING = (
-    "max_new_tokens",
-    "stops",
-    "samples",
-    "temperature",
-    "top_p",
-)  # nothing reads them where letters are scored
+# nothing reads these where letters are scored
+GENERATING = ("max_new_tokens", "stops", "samples", "temperature", "top_p")
 
 Config = Mapping[str, Any]  # the resolved content of configs/benchmark/<name>.yaml
 
@@ -65,7 +60,7 @@ class Prompting:
 
 @dataclass(frozen=True)
 class Item:
-    """One question. `prompt` is the whole text without `<s>`; `gold` is JSON; `extra` is what scoring needs besides."""
+    """One question. `prompt` is the whole text without `<s>`; `gold` is JSON, and so is `extra`: what scoring needs."""
 
     id: str
     task: str  # the part of the benchmark it belongs to: a subject, a sub-task, a language
@@ -147,11 +142,11 @@ def _check_values(config: Config) -> None:
     if type(allowed := config.get("allow_unprotected", False)) is not bool:  # the text "no" would count as a yes
         raise ValueError(f"{name}.allow_unprotected={allowed} is refused: use true or false.")
     for key, least in LEAST.items():
-        value = config.get(key)
-        if value is not None and (type(value) is not int or value < least):
+        value = config.get(key, least)
+        if (value is not None or key == "samples") and (type(value) is not int or value < least):
             raise ValueError(f"{name}.{key}={value} is refused: use a whole number from {least}.")
     temperature, top_p, samples = config.get("temperature", 0.0), config.get("top_p", 1.0), config.get("samples", 1)
-    if not isinstance(temperature, int | float) or temperature < 0:
+    if not isinstance(temperature, int | float) or not temperature >= 0:
         raise ValueError(f"{name}.temperature={temperature} is refused: use a number from 0.")
     if not isinstance(top_p, int | float) or not 0 < top_p <= 1:
         raise ValueError(f"{name}.top_p={top_p} is refused: use a number above 0, at most 1.")

@@ -12,6 +12,7 @@ import torch
 from accelerate import PartialState
 from omegaconf import DictConfig, OmegaConf
 from peft import PeftModel, get_peft_model
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from transformers import (
     DataCollatorForSeq2Seq,
     set_seed,
@@ -116,6 +117,7 @@ def last_checkpoint(folder: Path) -> Path | None:
     complete = []
     for path in folder.glob("checkpoint-*"):
         try:
+            (path / SAFETENSORS_WEIGHTS_NAME).stat()
             complete.append((storage.read_json(path / "trainer_state.json")["global_step"], path))
         except (OSError, ValueError):
             shutil.rmtree(path)

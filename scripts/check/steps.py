@@ -4,6 +4,7 @@ import gc
 import statistics
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -103,13 +104,15 @@ def timed(step: Step) -> Step:
     Raises ValueError for a loss that is not a number, and if the GPU's memory is too small.
     """
     cuda = torch.cuda.is_available()
-    _free_memory()  # an earlier step that failed has left its model behind
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     try:
         seconds = _seconds(step)
         memory = torch.cuda.max_memory_allocated() if cuda else 0
-    except torch.OutOfMemoryError:
+    except Exception as error:
+        traceback.clear_frames(error.__traceback__)  # they hold the model
+        if not isinstance(error, torch.OutOfMemoryError):
+            raise
         raise ValueError("it needs more memory than is free; end what else runs here, or take a larger GPU.") from None
     finally:
         _free_memory()  # what this process keeps, the engine of a later check would miss

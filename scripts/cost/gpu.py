@@ -11,6 +11,7 @@ from scripts.cost.formulas import GIB
 
 SHARES = ("training", "prefill", "decode")
 ASSUMED = "a100_40g"  # whose shares count where a GPU has none of its own
+SHARE_FOR_VLLM = 0.9  # of the GPU's memory, as configs/engine/vllm.yaml has it; vLLM's own default is 0.92
 RESERVE_GIB = 1.0  # CUDA context and fragmentation
 
 

@@ -15,9 +15,8 @@ from scripts.cost.borrowed import borrowed
 from scripts.cost.cautions import cautions
 from scripts.cost.disk import disk
 from scripts.cost.formulas import GIB
-from scripts.cost.gpu import fits
+from scripts.cost.gpu import SHARE_FOR_VLLM, fits
 from scripts.cost.inputs import Inputs, gather
-from scripts.cost.serving import SHARE_FOR_VLLM
 from scripts.table import grid
 
 

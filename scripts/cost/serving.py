@@ -13,9 +13,9 @@ from typing import Any
 from torch import nn
 
 from mos_vllm.adapter import layer_type
+from scripts.cost.gpu import SHARE_FOR_VLLM
 
 BYTES = 2
-SHARE_FOR_VLLM = 0.9  # of the GPU's memory, as configs/engine/vllm.yaml has it; vLLM's own default is 0.92
 REACHED = 0.7  # share of the memory's peak rate that a copy reaches
 LEAST_STORE = 0.1  # of the GPU's memory: with less, the base model is spread over more GPUs
 ROW_PARALLEL = ("o_proj", "down_proj")  # cut along h; all others along o

@@ -6,7 +6,8 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from scripts.config import CONFIGS, choices
-from scripts.cost.serving import SHARE_FOR_VLLM, Gpu, Plan
+from scripts.cost.gpu import SHARE_FOR_VLLM
+from scripts.cost.serving import Gpu, Plan
 
 RATES = ("memory_tb_s", "host_gb_s")  # of a GPU's memory, and from the host's
 USERS = 10_000

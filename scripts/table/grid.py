@@ -96,8 +96,12 @@ def check_methods(methods: Sequence[str]) -> None:
             raise ValueError(f"No table has it: {unknown('method', method, known)}")
 
 
-def left_out(cfg: DictConfig) -> str | None:
-    """What to say of a table of which `methods` chooses no row; None for any other. Raises as `check_methods`."""
+def nothing_chosen(cfg: DictConfig) -> str | None:
+    """What to say of a table of which `methods` chooses no row; None for any other.
+
+    Raises ValueError for a method of no table, and for rows that are none.
+    """
+    schema.check(cfg.table)
     check_methods(cfg.methods or [])
     if not cfg.methods or any(row.methods for row in rows(cfg)):
         return None

@@ -1,5 +1,6 @@
 """Everything that a table will need, walked once with dry values before the first cell is trained."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from data_prep.sources import fetched
 from eval import benchmarks
+from scripts.command import EXPECTED, sentence
 from scripts.config import choices, compose, unknown
 from scripts.table import grid, notes
 from scripts.table.claims import claims
@@ -50,6 +52,15 @@ def fetch_training_sets(cfg: DictConfig, overrides: Sequence[str], names: Sequen
     for name in names:
         source = compose([*overrides, f"dataset={name}"]).dataset.source
         fetched(source, cfg.data, Path(cfg.cache_dir))
+
+
+def fetch_what_can_be_had(cfg: DictConfig, overrides: Sequence[str], names: Sequence[str]) -> None:
+    """As `fetch_training_sets`, but what cannot be had is printed: its cells fail, and the table has the others."""
+    for name in names:
+        try:
+            fetch_training_sets(cfg, overrides, [name])
+        except EXPECTED as error:
+            print(f"{name}: {sentence(error)}", file=sys.stderr)
 
 
 def check_launcher(cfg: DictConfig) -> None:

@@ -304,7 +304,7 @@ def test_a_humanevalpack_that_lacks_a_problem_is_refused(tmp_path, rows):
 
 def test_mmlu_skips_blank_lines(tmp_path):
     for split in ("dev", "test"):
-        write(tmp_path / split / f"x_{split}.csv", "\nq,a,b,c,d,A\n\n  \nq,a,b,c,d,B\n\n")
+        write(tmp_path / split / f"x_{split}.csv", "\nq,a,b,c,d,A\n\n\r\nq,a,b,c,d,B\n\n")
     assert [question.answer for question in load("mmlu", tmp_path).test["x"]] == ["A", "B"]
 
 

@@ -41,6 +41,13 @@ def nothing_left(cache):
     return [path for path in cache.rglob("*") if path.is_dir() and path.name != "raw"] == []
 
 
+def test_a_role_that_the_config_lacks_is_named(tmp_path):
+    (tmp_path / "new.jsonl").write_bytes(CONTENT)
+    files = sources.find_files(source(), tmp_path)
+    with pytest.raises(ValueError, match=r"source\.files has no role 'test', which its reader asks for; it has rows\."):
+        sources.single(files, "test")
+
+
 def test_a_local_folder_is_used_as_it_is(tmp_path):
     (tmp_path / "train/set").mkdir(parents=True)
     assert sources.locate(source(), tmp_path, tmp_path / "cache") == tmp_path / "train/set"

@@ -192,28 +192,36 @@ def test_a_damaged_memory_of_checksums_is_made_anew(tmp_path, content):
     assert sources.fingerprint({"rows": [rows]}, tmp_path) == {"rows": [["rows.jsonl", storage.sha256(rows)]]}
 
 
-def kill_at(calls: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the call of this number of `Path.<name>` end like a kill, before it does anything."""
-    real, left = getattr(Path, name), [calls]
+def kill_after(renames: int, patched: pytest.MonkeyPatch) -> None:
+    """End like a kill in the rename after so many."""
+    left = [renames]
 
-    def killed(self: Path, target: Path) -> Path:
-        left[0] -= 1
-        if left[0] == 0:
-            raise KeyboardInterrupt
-        return real(self, target)
+    def counted(real):
+        def rename(*args):
+            if left[0] == 0:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            return real(*args)
 
-    monkeypatch.setattr(Path, name, killed)
+        return rename
+
+    patched.setattr(os, "rename", counted(os.rename))
+    patched.setattr(os, "replace", counted(os.replace))
 
 
-@pytest.mark.parametrize(("name", "content"), [("rename", "old"), ("replace", None)])
-def test_a_kill_while_a_folder_is_replaced_leaves_no_part_of_one(tmp_path, monkeypatch, name, content):
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_kill_while_a_folder_is_replaced_loses_nothing(tmp_path, monkeypatch, left):
+    """left: renames that are done before the kill. Between the two, the old content has another name."""
     path = tmp_path / "made"
     with storage.new_folder(path) as folder:
         (folder / "part").write_text("old")
-    kill_at(1, name, monkeypatch)
-    with pytest.raises(KeyboardInterrupt), storage.new_folder(path) as folder:
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt), storage.new_folder(path) as folder:
         (folder / "part").write_text("new")
-    assert (path / "part").read_text() == content if content else not path.exists()
+        kill_after(left, patched)
+    assert path.exists() == (left == 0)
+    with pytest.raises(RuntimeError), storage.new_folder(path):
+        raise RuntimeError("broken")
+    assert (path / "part").read_text() == "old"
     with storage.new_folder(path) as folder:
         (folder / "part").write_text("newer")
     assert (path / "part").read_text() == "newer"

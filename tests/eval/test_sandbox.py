@@ -15,6 +15,7 @@ from eval.benchmarks import humaneval
 from eval.sandbox import Outcome, isolation
 
 REPO = Path(__file__).resolve().parents[2]
+FIXTURE = REPO / "tests/fixtures/eval/codex_humaneval/HumanEval.jsonl.gz"
 SHARED = REPO.parent / "shared"
 PROBLEM = {
     "prompt": "def double(x):\n",
@@ -147,7 +148,7 @@ def test_golden(case):
 
 
 def test_the_canonical_solutions_of_the_fixture_pass():
-    problems = [vars(problem) for problem in humaneval.load(REPO / "tests/fixtures/eval/codex_humaneval").problems]
+    problems = [vars(problem) for problem in humaneval.load({"problems": [FIXTURE]}).problems]
     assert all(check(problem, problem["canonical_solution"], 10.0).passed for problem in problems)
 
 

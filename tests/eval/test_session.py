@@ -280,6 +280,31 @@ def test_what_a_stopped_evaluation_scored_is_judged_again(tmp_path: Path) -> Non
     assert (len(engine.asked), metrics(folder)["scores"]) == (3, {"gsm8k": 100.0})
 
 
+def test_a_stopped_evaluation_that_goes_on_judges_no_answer_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, judged = gsm8k_module.score, []
+
+    def score(item: Item, predictions: Sequence[str]) -> Verdict:
+        judged.append(item.id)
+        return real(item, predictions)
+
+    monkeypatch.setattr(gsm8k_module, "score", score)
+    with pytest.raises(Kill):
+        scored(tmp_path, BENCHMARKS["gsm8k"], lambda: FakeEngine(3))
+    folder = scored(tmp_path, BENCHMARKS["gsm8k"], FakeEngine)
+    assert sorted(judged) == list("012345")
+    assert {file.name for file in folder.iterdir()} == {"predictions.jsonl", "metrics.json", "timing.json"}
+
+
+def test_what_scoring_needs_must_be_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = gsm8k_module.items
+    monkeypatch.setattr(gsm8k_module, "items", lambda *given: [replace(i, extra={"x": {1}}) for i in real(*given)])
+    with pytest.raises(ValueError, match="GSM8K: `extra` of its items must be JSON"):
+        scored(tmp_path, BENCHMARKS["gsm8k"])
+    assert not list(tmp_path.iterdir())
+
+
 def test_leave_to_run_unprotected_programs_scores_nothing_anew(tmp_path: Path) -> None:
     folder = scored(tmp_path, BENCHMARKS["humaneval"], FakeEngine)
     written = (folder / "metrics.json").stat().st_mtime_ns

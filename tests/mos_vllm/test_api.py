@@ -53,23 +53,17 @@ class Engine:
         self.model_config = SimpleNamespace(model="base", max_model_len=1)
         self.renderer = self.input_processor = None
         self.vllm_config = SimpleNamespace(lora_config=SimpleNamespace(max_lora_rank=16))
-        self.added, self.resets, self.error, self.reset, self.resident = [], 0, None, True, set()
+        self.added, self.numbers, self.error, self.resident = [], [], None, set()
 
     async def add_lora(self, request):
         await asyncio.sleep(0.01)
         if self.error:
             raise self.error
         self.added.append((request.lora_name, request.lora_path, request.load_inplace))
+        self.numbers.append(request.lora_int_id)
 
     async def list_loras(self):
         return set(self.resident)
-
-    async def reset_prefix_cache(self, reset_running_requests=False, reset_connector=False):
-        assert reset_running_requests and reset_connector
-        self.resets += 1
-        if isinstance(self.reset, Exception):
-            raise self.reset
-        return self.reset
 
 
 @pytest.fixture
@@ -149,28 +143,35 @@ def test_what_is_loaded_no_more_is_not_all_kept(models, root, monkeypatch):
     for number in range(25):
         load(models, f"goes {number}", root / "mos")
         del models.lora_requests[f"goes {number}"]
-        assert len(models.mos_stamps) <= 2 + 5
-    assert models.engine_client.resets == 0 and 1 in models.mos_stamps
+        assert len(models.mos_notes) <= 2 + 5
+    assert 1 in models.mos_notes
 
 
-def test_a_reload_in_place_is_asked_for_once_and_drops_the_prefix_cache(models, root):
+def test_a_reload_in_place_is_asked_for_once_and_has_prefixes_of_its_own(models, root):
     load(models, "a", root / "mos")
+    earlier = block_keys(models.lora_requests["a"])
     assert "already been loaded" in load(models, "a", root / "mos").error.message
-    assert models.engine_client.resets == 0
+    assert block_keys(models.lora_requests["a"]) == earlier
     assert "Success" in load(models, "a", root / "mos", inplace=True)
     assert models.engine_client.added[-1][2] is True and models.lora_requests["a"].load_inplace is False
-    assert models.engine_client.resets == 1
+    assert block_keys(models.lora_requests["a"]) != earlier
+
+
+def test_a_reload_in_place_that_fails_leaves_the_earlier_weights(models, root):
+    load(models, "a", root / "mos")
+    earlier = models.lora_requests["a"]
+    models.engine_client.error = Exception("out of memory")
+    assert load(models, "a", root / "mos", inplace=True).error.code == 500
+    assert models.lora_requests["a"] is earlier
 
 
 def test_an_adapter_that_is_loaded_again_has_prefixes_of_its_own(models, root):
-    """Requests of the earlier number may run on, on the earlier weights, and cache their prompts; nothing is dropped,
-    since that would also compute them again."""
+    """Requests of the earlier number may run on, on the earlier weights, and cache their prompts."""
     load(models, "a", root / "mos")
     earlier = models.lora_requests["a"]
     asyncio.run(models.unload_lora_adapter(UnloadLoRAAdapterRequest(lora_name="a")))
     load(models, "a", root / "mos")
     later = models.lora_requests["a"]
-    assert models.engine_client.resets == 0
     assert block_keys(earlier) != block_keys(later) == block_keys(later)
     assert block_keys(None) is None
 
@@ -187,8 +188,18 @@ def test_events_of_the_prefix_cache_name_adapters_as_before(models, root):
     assert named == ("a",)
 
 
+def test_another_start_of_a_server_has_other_prefixes(models, root, monkeypatch):
+    """It counts its adapters from 1 again, and a store of prefixes may have outlived it."""
+    load(models, "a", root / "mos")
+    earlier = block_keys(models.lora_requests["a"])
+    original = kv_cache_utils._gen_lora_extra_hash_keys.__wrapped__
+    monkeypatch.setattr(kv_cache_utils, "_gen_lora_extra_hash_keys", original)
+    prefixes.install()
+    assert block_keys(models.lora_requests["a"]) != earlier
+
+
 @pytest.mark.parametrize("together", [False, True])
-def test_each_load_in_place_drops_the_prefixes_of_what_it_replaces(models, root, together):
+def test_each_load_in_place_has_a_number_of_its_own(models, root, together):
     """Also of an adapter that vLLM's resolver has loaded, and of two first loads at once."""
     request = LoadLoRAAdapterRequest(lora_name="a", lora_path=str(root / "mos"), load_inplace=True)
 
@@ -197,25 +208,12 @@ def test_each_load_in_place_drops_the_prefixes_of_what_it_replaces(models, root,
 
     if together:
         asyncio.run(load_both())
+        assert len(set(models.engine_client.numbers)) == 2
     else:
         models.lora_requests["a"] = LoRARequest("a", 7, str(root / "lora"))
         load(models, "a", root / "mos", inplace=True)
-    assert models.engine_client.resets == 1
-
-
-@pytest.mark.parametrize("outcome", [False, Exception("Call to reset_prefix_cache method failed: Failed to reset.")])
-@pytest.mark.parametrize("how", ["in place", "by a request"])
-def test_prefixes_that_cannot_be_dropped_are_an_error_until_they_are(models, root, outcome, how):
-    load(models, "a", root / "mos")
-    os.utime(root / "mos" / "adapter_model.safetensors", ns=(1, 1))
-    models.engine_client.reset = outcome
-    for number in (1, 2):
-        response = load(models, "a", root / "mos", inplace=True) if how == "in place" else ask(models, "a")
-        assert response.error.code == 500 and "'a' has new weights, but cached prefixes" in response.error.message
-        assert models.engine_client.resets == number
-    models.engine_client.reset = True
-    assert ask(models, "a") is None and models.engine_client.resets == 3
-    assert ask(models, "a") is None and models.engine_client.resets == 3
+        assert models.engine_client.numbers != [7]
+    assert models.lora_requests["a"].lora_int_id in models.engine_client.numbers
 
 
 @pytest.mark.parametrize(
@@ -339,20 +337,20 @@ def test_a_path_of_one_s_home_is_known(models, root, monkeypatch):
     monkeypatch.setenv("HOME", str(root))
     load(models, "a", "~/mos")
     load(models, "a", "~/mos", inplace=True)
-    assert models.engine_client.resets == 1 and models.lora_requests["a"].load_inplace is False
+    assert models.engine_client.numbers == [1, 2] and models.lora_requests["a"].load_inplace is False
     (root / "mos" / "adapter_model.safetensors").write_bytes(b"x")
     response = load(models, "a", "~/mos", inplace=True)
     assert response.error.code == 400 and response.error.message.startswith("MoS adapter 'a' has a broken")
 
 
 @pytest.mark.parametrize(("first", "second"), [("mos", "lora"), ("lora", "mos"), ("lora", "lora")])
-def test_another_adapter_in_the_same_folder_drops_the_prefix_cache(models, root, first, second):
+def test_another_adapter_in_the_same_folder_has_a_number_of_its_own(models, root, first, second):
     shutil.copytree(root / first, root / "users" / "a")
     load(models, "a", root / "users" / "a")
     shutil.rmtree(root / "users" / "a")
     shutil.copytree(root / second, root / "users" / "a")
     load(models, "a", root / "users" / "a", inplace=True)
-    assert models.engine_client.resets == 1
+    assert models.engine_client.numbers == [1, 2]
 
 
 def ask(models, name):
@@ -389,16 +387,15 @@ def test_what_cannot_be_read_again_is_refused_once_it_has_left_the_memory(models
         response = ask(models, "a")
         assert response.error.code == 400 and response.error.message.startswith("MoS adapter 'a'")
         assert said in response.error.message and ask(models, "base") is None
-    assert len(models.engine_client.added) == 1 and models.engine_client.resets == 0
+    assert models.engine_client.numbers == [1]
 
 
-def test_changed_files_are_read_again_and_the_prefixes_of_the_earlier_weights_dropped(models, root):
+def test_changed_files_are_read_again_under_another_number(models, root):
     load(models, "a", root / "mos")
     os.utime(root / "mos" / "adapter_model.safetensors", ns=(1, 1))
     assert ask(models, "a") is None and ask(models, "a") is None
-    assert models.engine_client.resets == 1
-    assert models.engine_client.added == [("a", str(root / "mos"), False), ("a", str(root / "mos"), True)]
-    assert models.lora_requests["a"].load_inplace is False
+    assert models.engine_client.numbers == [1, 2] and models.lora_requests["a"].lora_int_id == 2
+    assert models.engine_client.added == 2 * [("a", str(root / "mos"), False)]
 
 
 def test_of_many_requests_at_once_one_reads_the_changed_files(models, root):
@@ -410,18 +407,48 @@ def test_of_many_requests_at_once_one_reads_the_changed_files(models, root):
         return await asyncio.gather(*(serving._check_model(SimpleNamespace(model="a")) for _ in range(5)))
 
     assert asyncio.run(together()) == [None] * 5
-    assert len(models.engine_client.added) == 2 and models.engine_client.resets == 1
+    assert models.engine_client.numbers == [1, 2]
 
 
-def test_changed_files_that_do_not_fit_the_model_are_a_400(models, root):
+def test_changed_files_that_do_not_fit_the_model_are_tried_once_and_are_a_400(models, root):
     load(models, "a", root / "mos")
     os.utime(root / "mos" / "adapter_model.safetensors", ns=(1, 1))
-    models.engine_client.error = Exception("Call to add_lora method failed: MoS adapter 'x' does not fit.")
-    assert ask(models, "a").error.message == "MoS adapter 'a' does not fit."
+    engine, tried = models.engine_client, []
+
+    async def add_lora(request):
+        tried.append(request.lora_int_id)
+        raise Exception("Call to add_lora method failed: MoS adapter 'x' does not fit.")
+
+    engine.add_lora = add_lora
+    for _ in range(3):
+        assert ask(models, "a").error.message == "MoS adapter 'a' does not fit."
+    engine.resident = {1}
+    assert ask(models, "a") is None  # the earlier weights answer
+    assert len(tried) == 1 and models.lora_requests["a"].lora_int_id == 1
+    del engine.add_lora
+    os.utime(root / "mos" / "adapter_model.safetensors", ns=(2, 2))
+    assert ask(models, "a") is None and models.lora_requests["a"].lora_int_id == engine.numbers[-1] > 1
+
+
+def test_files_that_go_while_they_are_read_leave_the_earlier_weights(models, root):
+    load(models, "a", root / "mos")
+    os.utime(root / "mos" / "adapter_model.safetensors", ns=(1, 1))
+    models.engine_client.error = LoRAAdapterNotFoundError("a", str(root / "mos"))
     models.engine_client.resident = {1}
-    assert ask(models, "a") is None and models.engine_client.resets == 0  # the earlier weights answer
-    models.engine_client.error = None
-    assert ask(models, "a") is None and models.engine_client.resets == 1
+    assert ask(models, "a") is None
+    models.engine_client.resident = set()
+    assert ask(models, "a").error.code == 400
+
+
+def test_a_request_that_waited_for_a_load_does_not_bring_the_earlier_folder_back(models, root):
+    """It saw files that had changed, and waits for the lock that a load of another folder holds."""
+    load(models, "a", root / "mos")
+    earlier = models.lora_requests["a"]
+    os.utime(root / "mos" / "adapter_model.safetensors", ns=(1, 1))
+    other = shutil.copytree(root / "mos", root / "other")
+    load(models, "a", other, inplace=True)
+    assert asyncio.run(api.rereading(models, earlier)) is None
+    assert models.lora_requests["a"].lora_path == str(other) and len(models.engine_client.numbers) == 2
 
 
 def test_requests_for_other_adapters_ask_the_engine_nothing(models, root):

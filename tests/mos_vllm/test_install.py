@@ -53,7 +53,7 @@ CHANGES = [
     ("vllm.v1.core.kv_cache_utils", "def _gen_lora_extra_hash_keys(request:", "def _gen_lora_keys(request:"),
     ("vllm.v1.core.kv_cache_utils", "= _gen_lora_extra_hash_keys(request)", "= request.lora_keys"),
     ("vllm.v1.core.kv_cache_utils", '[("lora", lora_request.lora_name', "[(lora_request.lora_name"),
-    ("vllm.v1.engine.async_llm", "reset_connector: bool = False\n", "all_of_it: bool = False\n"),
+    ("vllm.entrypoints.openai.models.serving", "self.lora_id_counter.inc(1)", "next(self.lora_numbers)"),
 ]
 
 

@@ -248,7 +248,7 @@ def replace_weights(folder, other):
 def test_an_adapter_that_is_loaded_again_answers_with_the_new_weights_while_earlier_requests_run(
     server, work, exported
 ):
-    """vLLM's prefix cache goes by name and folder, and an earlier request may cache its prompt at any time."""
+    """vLLM's own prefix cache goes by name and folder, and an earlier request may cache its prompt at any time."""
     prompt = PROMPT * 8  # more than a block of the prefix cache
     long = {"max_tokens": 80, "extra_body": {"ignore_eos": True}}
     again = shutil.copytree(work / "named/mos-0", work / "again")

@@ -212,7 +212,7 @@ CASES = {
     ),
     "scheduler": (
         command("tables", "trainer.scheduler=none"),
-        "trainer.scheduler=none is refused: choose one of linear, ",
+        "trainer.scheduler=none is refused: input should be 'linear', ",
     ),
     "launcher": (command("tables", "launcher=slrum"), "Unknown launcher 'slrum'. Did you mean 'slurm'?"),
     "no data": (command("tables", "data=DATA"), "DATA/eval/gsm8k is not a folder: data=DATA must hold eval/gsm8k"),

