@@ -45,7 +45,7 @@ def bring_up_to_date(
     answered = [(item, store.records[item.id]["outputs"]) for item in items if item.id in store.records]
     if answered and (read_json(note) if note.is_file() else None) != now:
         log.info("%s: %d stored answers are judged again", config["title"], len(answered))
-        store.replace(pool.map(lambda each: judged(config, *each, stops), answered))
+        store.replace(pool.map(lambda each: judged(config, each[0], each[1], stops), answered))
     write_json(note, now)
 
 

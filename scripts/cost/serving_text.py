@@ -2,6 +2,7 @@
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -21,7 +22,7 @@ def parse_gpu(text: str) -> Gpu:
     name, _, count = text.partition(":")
     if name not in choices("gpu") or not (count or "1").isdecimal() or int(count or 1) < 1:
         raise ValueError(f"GPU '{text}' is not name:count, e.g. h200:8, with a name of {', '.join(choices('gpu'))}.")
-    spec = OmegaConf.load(CONFIGS / "gpu" / f"{name}.yaml")
+    spec: Any = OmegaConf.load(CONFIGS / "gpu" / f"{name}.yaml")
     if missing := [key for key in RATES if not is_rate(spec.get(key))]:
         raise ValueError(
             f"configs/gpu/{name}.yaml has no {' and no '.join(missing)} above 0: add the rate of its memory in TB/s "

@@ -150,11 +150,11 @@ def _grid(cfg: DictConfig) -> dict[str, ListConfig]:
 
     Raises ValueError for anything but a list with values.
     """
-    grid = {}
-    for section, own in (cfg.search.grid or {}).items():
+    grid, sections = {}, dict[str, Any](cfg.search.grid or {})
+    for section, own in sections.items():
         if own is not None and not isinstance(own, DictConfig):
             raise ValueError(f"search.grid.{section}={own} is refused: name a setting of it, with a list of values.")
-        for key, values in (own or {}).items():
+        for key, values in dict[str, Any](own or {}).items():
             if not isinstance(values, ListConfig) or not values:
                 raise ValueError(f"search.grid.{section}.{key}={values} is refused: it takes a list of values to try.")
             grid[f"{section}.{key}"] = values
