@@ -5,6 +5,7 @@ import json
 import sys
 
 import pytest
+import torch
 
 import mos
 from tests.mos_vllm import running
@@ -94,6 +95,10 @@ def test_native_adapters_give_the_tokens_of_the_exported_ones(generate, conditio
     assert len(distinct) > 0.8 * len(exported)  # adapters and prompts do differ
 
 
+@pytest.mark.skipif(
+    not torch.cuda.is_available() and torch.cpu.get_capabilities().get("avx512_bf16") is False,
+    reason="vLLM's build for CPUs multiplies 4 bits only with AVX512-BF16",
+)
 def test_a_base_in_four_bits(generate, work):
     """NF4 and 8 bits cannot be tried: vLLM 0.32 has no bitsandbytes, and takes no LoRA at all on a CPU with 8 bits."""
     quantize(work / "base", work / "base-4-bits")
