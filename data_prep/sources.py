@@ -83,13 +83,13 @@ def held(source: DictConfig, data: Path | str | None, cache_dir: Path) -> Files:
 
 
 def fetched(source: DictConfig, data: Path | str | None, cache_dir: Path) -> Files:
-    """Return the raw files of a training set, per role, after a download if it is needed.
+    """Return the raw files of a training set or a benchmark, per role, after a download if it is needed.
 
-    Raises what `locate` and `held` raise.
+    Raises what `locate` and `find_files` raise, and FileNotFoundError for `messages` that are not there.
     """
-    if source.messages is None:
-        locate(source, data, cache_dir)
-    return held(source, data, cache_dir)
+    if source.get("messages") is not None:
+        return held(source, data, cache_dir)
+    return find_files(source, locate(source, data, cache_dir))
 
 
 def find_files(source: DictConfig, root: Path) -> Files:

@@ -35,13 +35,15 @@ def judged(config: Config, item: Item, outputs: Sequence[Any], stops: Sequence[s
 
 
 def bring_up_to_date(
-    store: Store, config: Config, items: Sequence[Item], stops: Sequence[str], pool: ThreadPoolExecutor
+    store: Store, now: str, config: Config, items: Sequence[Item], stops: Sequence[str], pool: ThreadPoolExecutor
 ) -> None:
     """Judge stored answers again, unless they were scored by what scores them now.
 
     An evaluation that is not finished has the key of what scores it in a file, which goes when it is finished.
+
+    now: the `key` of what scores them now
     """
-    note, now = store.path.with_name(NOTE), key(config, items)
+    note = store.path.with_name(NOTE)
     answered = [(item, store.records[item.id]["outputs"]) for item in items if item.id in store.records]
     if answered and (read_json(note) if note.is_file() else None) != now:
         log.info("%s: %d stored answers are judged again", config["title"], len(answered))
@@ -49,8 +51,8 @@ def bring_up_to_date(
     write_json(note, now)
 
 
-def summary(config: Config, items: Sequence[Item], records: Mapping[str, Record]) -> dict[str, Any]:
-    """The scores of all items together, in percent, and per task. `scoring` is the key of what made them."""
+def summary(now: str, config: Config, items: Sequence[Item], records: Mapping[str, Record]) -> dict[str, Any]:
+    """The scores of all items together, in percent, and per task; `scoring` is the `key` of what made them, `now`."""
     ordered = [records[item.id] for item in items]  # the order of the sum is that of an evaluation in one go
     by_task: dict[str, list[Record]] = defaultdict(list)
     for record in ordered:
@@ -60,7 +62,7 @@ def summary(config: Config, items: Sequence[Item], records: Mapping[str, Record]
         "items": len(ordered),
         "average": config["average"],
         "tasks": {name: {"items": len(part), **benchmarks.aggregate(part, "items")} for name, part in by_task.items()},
-        "scoring": key(config, items),
+        "scoring": now,
     }
 
 
@@ -76,13 +78,13 @@ def key(config: Config, items: Sequence[Item]) -> str:
         raise ValueError(f"{config['title']}: `extra` of its items must be JSON: {error}.") from error
 
 
-def current(stored: Mapping[str, Any], config: Config, items: Sequence[Item]) -> bool:
-    """Whether the scores of a `metrics.json` were made as they would be now.
+def current(stored: Mapping[str, Any], now: str, config: Config) -> bool:
+    """Whether the scores of a `metrics.json` were made as they would be now, by what has the `key` of that name.
 
     An older one does not say by what tests, which are taken to be the same; it says its mean and its columns.
     """
     if "scoring" in stored:
-        return bool(stored["scoring"] == key(config, items))
+        return bool(stored["scoring"] == now)
     return (stored["average"], list(stored["scores"])) == (config["average"], list(config["columns"]))
 
 

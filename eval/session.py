@@ -79,6 +79,7 @@ class Trial:
     conditions: Conditions
     prompting: Prompting
     items: list[Item]
+    scoring: str  # the key of what scores them
 
     @property
     def decoding(self) -> Decoding | None:
@@ -116,7 +117,7 @@ class Trial:
     def scored(self) -> bool:
         """Whether the folder has the scores, made as they would be now."""
         path = self.folder / "metrics.json"
-        return path.is_file() and scoring.current(read_json(path), self.benchmark.config, self.items)
+        return path.is_file() and scoring.current(read_json(path), self.scoring, self.benchmark.config)
 
     def _folder(self, identity: Mapping[str, Any]) -> Path:
         return self.job.run_dir / "eval" / f"{self.benchmark.name}-{digest(identity)[:8]}"
@@ -183,16 +184,16 @@ def chosen_items(benchmark: Benchmark, tokenizer: Any, prompting: Prompting, lim
 def _trials(
     jobs: Sequence[Job], all_benchmarks: Mapping[str, Benchmark], conditions: Conditions, tokenizer: Any
 ) -> Iterator[Trial]:
-    items: dict[tuple[str, bool], list[Item]] = {}  # prompts are the same for all adapters
+    asked: dict[tuple[str, bool], tuple[list[Item], str]] = {}  # prompts and scoring are the same for all adapters
     for job in jobs:
         for name in job.benchmarks:
             benchmarks.check_name(name, list(all_benchmarks))
             benchmark = all_benchmarks[name]
             prompting = benchmarks.prompting(benchmark.config, conditions.variant, job.chat)
-            if (name, job.chat) not in items:
-                items[name, job.chat] = chosen_items(benchmark, tokenizer, prompting, conditions.limit)
-                scoring.key(benchmark.config, items[name, job.chat])  # raises, before anything is generated
-            yield Trial(job, benchmark, conditions, prompting, items[name, job.chat])
+            if (name, job.chat) not in asked:
+                items = chosen_items(benchmark, tokenizer, prompting, conditions.limit)
+                asked[name, job.chat] = items, scoring.key(benchmark.config, items)
+            yield Trial(job, benchmark, conditions, prompting, *asked[name, job.chat])
 
 
 def _check_protection(trials: Sequence[Trial]) -> None:
@@ -214,7 +215,8 @@ def _run(trials: Sequence[Trial], engine: Callable[[], Engine], pool: ThreadPool
         for trial, store in zip(trials, stores, strict=True):
             scored = trial.scored
             if not scored:
-                scoring.bring_up_to_date(store, trial.benchmark.config, trial.items, trial.prompting.stops, pool)
+                config, stops = trial.benchmark.config, trial.prompting.stops
+                scoring.bring_up_to_date(store, trial.scoring, config, trial.items, stops, pool)
             missing = [item for item in trial.items if item.id not in store.records]
             # items of one task begin alike, so they share a prefill; long prompts first, because they tend to end last
             order = sorted(missing, key=lambda item: (item.task, -len(item.prompt)))
@@ -287,7 +289,7 @@ def _judged(trial: Trial, item: Item, outputs: list[Any]) -> Record:
 
 def _finish(trial: Trial, records: Mapping[str, Record]) -> None:
     content = {
-        **scoring.summary(trial.benchmark.config, trial.items, records),
+        **scoring.summary(trial.scoring, trial.benchmark.config, trial.items, records),
         **trial.identity,
         "versions": scoring.versions(),
         "code": {package: code_key(package) for package in EVALUATION_CODE},

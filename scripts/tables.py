@@ -33,7 +33,8 @@ def main(cfg: DictConfig) -> None:
     cells = grid.cells(cfg, overrides)
     if grid.untrained(cells):
         prepare(cfg, overrides)
-        fetch_what_can_be_had(cfg, overrides, list(dict.fromkeys(cell.dataset for cell in cells if cell.dataset)))
+        if cfg.preflight == "none":  # else it has fetched them
+            fetch_what_can_be_had(cfg, overrides, list(dict.fromkeys(cell.dataset for cell in cells if cell.dataset)))
         cells = grid.cells(cfg, overrides)  # a run's key holds the content of the data, which is here now
     failed = train_missing(cfg, overrides, cells)
     missing = grid.untrained(cells)

@@ -8,7 +8,7 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from data_prep.sources import find_files, locate
+from data_prep.sources import fetched
 from data_prep.storage import full_disk_named, read_json
 from eval import benchmarks, weights
 from eval.engines import Engine, resolve_dtype
@@ -55,8 +55,7 @@ def load_benchmark(cfg: DictConfig, name: str) -> Benchmark:
     if name not in cfg.benchmark:
         raise ValueError(f"Benchmark '{name}' is not among benchmark=[{','.join(cfg.benchmark)}]; add it there.")
     config: Any = OmegaConf.to_container(cfg.benchmark[name], resolve=True)
-    source = cfg.benchmark[name].source
-    files = find_files(source, locate(source, cfg.data, Path(cfg.cache_dir)))
+    files = fetched(cfg.benchmark[name].source, cfg.data, Path(cfg.cache_dir))
     return Benchmark(config, benchmarks.load(config, files))
 
 

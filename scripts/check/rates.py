@@ -8,7 +8,7 @@ import torch
 
 from data_prep.storage import write_text
 from scripts.check.steps import GIB, WIDE, Step, plan
-from scripts.config import CONFIGS, choices, compose
+from scripts.config import CONFIGS, choices, compose, model_of_table
 from scripts.cost.gpu import Gpu
 
 TABLES = ("table1", "table2", "table3")
@@ -78,7 +78,5 @@ def _cells(gpu: str, table: str) -> pd.DataFrame:
     from scripts.cost.plan import plan as table_plan
 
     overrides = ["profile=paper", f"table={table}", f"gpus=[{gpu}]"]
-    cfg = compose(overrides)
-    model = cfg.models[cfg.table.model]
-    overrides.append(f"model={model}")
+    overrides.append(model := model_of_table(compose(overrides)))
     return table_plan(compose(overrides), overrides).cells.assign(model=model)

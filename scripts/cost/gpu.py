@@ -81,9 +81,13 @@ def fits(peak: float, gpu: Gpu) -> bool:
     return peak / GIB + RESERVE_GIB <= gpu.memory_gib
 
 
+def is_positive(value: object) -> bool:
+    """Whether a config's value is a finite number above 0."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
+
+
 def _check_number(where: str, key: str, value: object, most: float) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 < value <= most or value == float("inf"):  # type: ignore[operator]
+    if not is_positive(value) or value > most:  # type: ignore[operator]
         raise ValueError(f"{where}: {key}={value} must be a number above 0{', at most 1' if most == 1 else ''}.")
 
 

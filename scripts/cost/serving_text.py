@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from scripts.config import CONFIGS, choices
-from scripts.cost.gpu import SHARE_FOR_VLLM
+from scripts.cost.gpu import SHARE_FOR_VLLM, is_positive
 from scripts.cost.serving import Gpu, Plan
 
 RATES = ("memory_tb_s", "host_gb_s")  # of a GPU's memory, and from the host's
@@ -23,16 +23,12 @@ def parse_gpu(text: str) -> Gpu:
     if name not in choices("gpu") or not (count or "1").isdecimal() or int(count or 1) < 1:
         raise ValueError(f"GPU '{text}' is not name:count, e.g. h200:8, with a name of {', '.join(choices('gpu'))}.")
     spec: Any = OmegaConf.load(CONFIGS / "gpu" / f"{name}.yaml")
-    if missing := [key for key in RATES if not is_rate(spec.get(key))]:
+    if missing := [key for key in RATES if not is_positive(spec.get(key))]:
         raise ValueError(
             f"configs/gpu/{name}.yaml has no {' and no '.join(missing)} above 0: add the rate of its memory in TB/s "
             "(memory_tb_s) and from the host in GB/s (host_gb_s), as in h200.yaml."
         )
     return Gpu(spec.name, spec.memory_gib * 2**30, spec.memory_tb_s * 1e12, spec.host_gb_s * 1e9, int(count or 1))
-
-
-def is_rate(value: object) -> bool:
-    return isinstance(value, int | float) and 0 < value < float("inf")
 
 
 def render(model: str, found: Plan) -> str:

@@ -3,7 +3,6 @@
 open-instruct is the original of this variant. The outputs are those of the run, in whatever variant it was evaluated.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,7 @@ from typing import Any
 
 from joblib import cpu_count
 
-from data_prep.storage import digest
+from data_prep.storage import digest, read_json
 from eval import benchmarks, scoring
 from eval.benchmarks import Item, Prompting, Verdict
 from eval.predictions import Record, read
@@ -36,7 +35,7 @@ class Trial:
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
-        return dict(json.loads((self.folder / "metrics.json").read_text(encoding="utf-8")))
+        return dict(read_json(self.folder / "metrics.json"))
 
     @cached_property
     def records(self) -> dict[str, Record]:
@@ -75,7 +74,8 @@ class Trial:
                 f"{self.folder} answers other items than this command's data and settings give; use the profile, DATA "
                 "and OVERRIDES of that evaluation."
             )
-        if not scoring.current(self.metrics, self.benchmark.config, items):
+        config = self.benchmark.config
+        if not scoring.current(self.metrics, scoring.key(config, items), config):
             raise ValueError(
                 f"{self.folder} was scored by other tests, or another mean, than this command's data and settings "
                 f"give; run python -m scripts.evaluate runs=[{self.run}] with them, which scores its answers anew."
