@@ -46,8 +46,9 @@ def _vera(inputs: Inputs) -> Iterator[str]:
 def _converting(inputs: Inputs, needs: Sequence[Need]) -> Iterator[str]:
     """A base model that is still to be converted, on a machine with less memory than that takes."""
     needed, there = converting_bytes(inputs.model), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if there < needed and any(need.bytes for need in needs if need.purpose == "converted models"):
+    folder = next((need.folder for need in needs if need.purpose == "converted models" and need.bytes), None)
+    if there < needed and folder:
         yield (
             f"Converting {inputs.cfg.model.name} takes about {needed / GIB:.0f} GiB of memory, and this machine has "
-            f"{there / GIB:.0f}. Convert it on a larger one, and copy its folders in {inputs.cfg.cache_dir}/models."
+            f"{there / GIB:.0f}. Convert it on a larger one, and copy its folders in {folder}."
         )
