@@ -1,10 +1,10 @@
 """The configs: where they are, what there is to choose, and how they are composed."""
 
-import copy
 import difflib
 import functools
 import json
 import os
+import pickle
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,8 +12,11 @@ from typing import Any
 
 import hydra
 import omegaconf._utils
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 from yaml.constructor import SafeConstructor
 from yaml.cyaml import CParser
@@ -63,7 +66,10 @@ def compose(overrides: Sequence[str]) -> DictConfig:
     With `datasets`, the table and the search have these training sets alone, and the table the columns that they train
     for. Raises ValueError for one that the table lacks.
     """
-    cfg = copy.deepcopy(_composed(tuple(completed(overrides)), _written()))
+    parsed = OverridesParser.create().parse_overrides(completed(overrides))
+    chosen = tuple(str(override.input_line) for override in parsed if _chooses(override))
+    cfg: DictConfig = pickle.loads(_composed(chosen, _written()))  # seven times as fast as a deep copy
+    ConfigLoaderImpl._apply_overrides_to_config([override for override in parsed if not _chooses(override)], cfg)
     return cfg if cfg.datasets is None else _narrowed(cfg)
 
 
@@ -85,12 +91,18 @@ def _trained_for(dataset: str) -> list[str]:
     return list(own.get("benchmarks") or [])
 
 
-@functools.lru_cache(maxsize=128)  # Hydra takes a quarter of a second, and a table asks three times for each method
-def _composed(overrides: tuple[str, ...], written: tuple[tuple[Path, int], ...]) -> DictConfig:
-    """written: `_written()`, so that a changed file is read again"""
+def _chooses(override: Override) -> bool:
+    """Whether Hydra needs it to find the files. The others set values, in what the files give together."""
+    group = (CONFIGS / override.key_or_group).is_dir() and not isinstance(override.value(), dict)
+    return group or override.is_hydra_override() or override.is_sweep_override()
+
+
+@functools.lru_cache(maxsize=512)  # Hydra takes half a second, values are set in hundredths of one
+def _composed(chosen: tuple[str, ...], written: tuple[tuple[Path, int], ...]) -> bytes:
+    """The pickled config of the chosen files.  written: `_written()`, so that a changed file is read again"""
     started = GlobalHydra.instance().is_initialized()
     with nullcontext() if started else hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return hydra.compose("config", list(overrides))
+        return pickle.dumps(hydra.compose("config", list(chosen)))
 
 
 def _written() -> tuple[tuple[Path, int], ...]:

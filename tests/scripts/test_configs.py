@@ -5,11 +5,13 @@ import shutil
 import omegaconf._utils
 import pytest
 import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
 from hydra.errors import MissingConfigException
 from hydra.utils import instantiate
 from hypothesis import given
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from peft import PeftConfig
 
 from scripts import config
@@ -74,6 +76,48 @@ def test_unknown_method_lists_the_known_ones():
 def test_a_composed_config_is_the_callers_own():
     compose(["method=mos"]).method.r = 77
     assert compose(["method=mos"]).method.r != 77
+
+
+SETTINGS = [
+    [],
+    ["profile=paper", "model=llama2_7b", "method=mos_r8", "trainer.max_steps=12", "seeds=[0,1]"],
+    ["+benchmark.bbh.own=3", "++trainer.max_steps=4", "++trainer.own={a: 1}", "~workers", "runs_dir=/a b/c"],
+    ["method=mos_r8", "method.r=4", "~method.name", "trainer={max_steps: 2}", "table=table1", "table.columns=[gsm8k]"],
+    ["hydra.sweep.dir=x", "hydra/launcher=joblib", "dataset=code_alpaca", "~benchmark.tydiqa"],
+    ["trainer.max_steps=1,2"],
+    ["method=mos_r8,lora_r2"],
+    ["method=mos_r7"],
+    ["method=mos_r7", "trainer.max_step=3"],
+    ["trainer.max_step=3"],
+    ["+trainer.max_steps=3"],
+    ["++method=mos_r8"],
+    ["~trainer.max_step"],
+    ["trainer@x=y"],
+    ["trainer.max_steps=[1"],
+    ["+table=table1"],
+    ["method=[mos_r8]"],
+    ["seed@a=3"],
+    ["trainer.max_steps=twelve"],
+]
+
+
+@pytest.mark.parametrize("overrides", SETTINGS)
+def test_a_config_and_a_refusal_are_those_of_hydra(overrides):
+    def outcome(made_by):
+        try:
+            return made_by()
+        except Exception as error:
+            return type(error), str(error)
+
+    def by_hydra():
+        with initialize_config_dir(str(config.CONFIGS), version_base="1.3"):
+            return hydra_compose("config", config.completed(overrides))
+
+    ours, theirs = outcome(lambda: compose(overrides)), outcome(by_hydra)
+    assert ours == theirs
+    if isinstance(theirs, DictConfig):
+        assert OmegaConf.is_struct(ours)
+        assert list(ours) == list(theirs)
 
 
 def test_a_changed_file_is_read_again(tmp_path, monkeypatch):

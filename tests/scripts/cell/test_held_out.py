@@ -1,6 +1,7 @@
 """The validation loss of the finished adapter, example by example: what it is, and that a kill does not change it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -41,8 +42,7 @@ def test_each_example_has_the_loss_that_the_saved_adapter_gives_it_alone(tiny):
 
 
 @pytest.mark.parametrize("step", [4, 12, "after the last checkpoint"])
-def test_a_kill_does_not_change_them(tiny, tmp_path, monkeypatch, step):
-    undisturbed = training.train(tiny())
+def test_a_kill_does_not_change_them(tiny, undisturbed, tmp_path, monkeypatch, step):
     cfg = tiny(f"runs_dir={tmp_path / 'killed'}")
     train_step, save = trainer.CellTrainer.training_step, PeftModel.save_pretrained
 
@@ -77,18 +77,26 @@ def first_loss(path):
     return runs.load(path).info["metrics"]["first_eval_loss"]
 
 
+@pytest.fixture(scope="module")
+def untrained(tiny_cell, tmp_path_factory):
+    """The run of one step whose cache holds one untrained loss, and that cache."""
+    folder = tmp_path_factory.mktemp("untrained")
+    places = [f"cache_dir={folder / 'cache'}", f"runs_dir={folder / 'runs'}"]
+    return training.train(compose([*tiny_cell, "trainer.max_steps=1", *places])), folder / "cache"
+
+
+def kept_losses(cache):
+    return {path.name for path in (cache / "untrained").iterdir()}
+
+
 @pytest.mark.parametrize("method", METHODS)
-def test_the_untrained_loss_is_the_base_models_whatever_the_method_and_the_seed(tiny, tmp_path, method):
-    settings = ["method.dropout=0.5", "trainer.max_steps=1", method, "method.r=2"]
-    cfg = tiny("trainer.max_steps=1", f"cache_dir={tmp_path / 'cache'}")
-    base = first_loss(training.train(cfg))
-    folder = Path(cfg.cache_dir) / "untrained"
-    (kept,) = folder.iterdir()
-    kept.unlink()
-    cfg = tiny(f"cache_dir={tmp_path / 'cache'}", *settings, "seed=3")
-    # measured again, since the file is gone; VeRA adds its zero in float32, which leaves the sum there
-    assert first_loss(training.train(cfg)) == (pytest.approx(base, rel=1e-5) if "vera" in method else base)
-    assert list(folder.iterdir()) == [kept]
+def test_the_untrained_loss_is_the_base_models_whatever_the_method_and_the_seed(tiny, untrained, tmp_path, method):
+    base, cache = untrained
+    settings = ["method.dropout=0.5", "trainer.max_steps=1", method, "method.r=2", "seed=3"]
+    loss = first_loss(training.train(tiny(f"cache_dir={tmp_path / 'cache'}", *settings)))
+    # VeRA adds its zero in float32, which leaves the sum there
+    assert loss == (pytest.approx(first_loss(base), rel=1e-5) if "vera" in method else first_loss(base))
+    assert kept_losses(tmp_path / "cache") == kept_losses(cache)
 
 
 def test_the_untrained_loss_is_measured_once_and_logged_by_every_cell(tiny, tmp_path, monkeypatch):
@@ -115,11 +123,10 @@ def test_the_untrained_loss_is_measured_once_and_logged_by_every_cell(tiny, tmp_
         *("trainer.quantization.type=fp4", "trainer.attention=fused", "trainer.micro_batch_size=2"),
     ],
 )
-def test_the_untrained_loss_of_other_data_or_another_arithmetic_is_measured_anew(tiny, tmp_path, other):
-    common = [f"cache_dir={tmp_path / 'cache'}", "trainer.max_steps=1"]
-    for overrides in (common, [*common, other]):
-        training.train(tiny(*overrides))
-    assert len(list((tmp_path / "cache" / "untrained").iterdir())) == 2
+def test_the_untrained_loss_of_other_data_or_another_arithmetic_is_measured_anew(tiny, untrained, tmp_path, other):
+    cache = shutil.copytree(untrained[1], tmp_path / "cache")
+    training.train(tiny(f"cache_dir={cache}", "trainer.max_steps=1", other))
+    assert len(kept_losses(cache)) == 2
 
 
 def test_a_vanilla_row_has_none(tiny_cell, tmp_path):

@@ -65,11 +65,6 @@ def crash(monkeypatch):
     yield at
 
 
-@pytest.fixture
-def undisturbed(tiny):
-    return training.train(tiny())
-
-
 def test_a_finished_run_holds_what_the_architecture_says(tiny):
     path = training.train(tiny())
     run = runs.load(path)

@@ -2,7 +2,9 @@
 
 import io
 import json
+import shutil
 import tarfile
+from pathlib import Path
 
 import pytest
 from filelock import FileLock
@@ -12,28 +14,42 @@ import scripts.restore
 from data_prep import storage
 from scripts.cell import runs, served, training
 from scripts.cell.evaluation import evaluate_runs
+from scripts.config import compose
 from scripts.table import archive
 
 
-@pytest.fixture
-def asked(tiny, tmp_path):
-    """The config of an evaluation on six questions, which any run can be asked."""
-    folder = tmp_path / "data" / "eval" / "gsm8k"
-    folder.mkdir(parents=True)
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory):
+    """The overrides of an evaluation on four of six questions, which any run can be asked."""
+    data = tmp_path_factory.mktemp("data")
     rows = [{"question": f"What is {i} and {i}?", "answer": f"#### {2 * i}"} for i in range(6)]
-    (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return tiny(
-        f"data={tmp_path / 'data'}", "engine=hf", "limit=4", "benchmark=[gsm8k]", "benchmark.gsm8k.shots=0",
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    storage.write_text(data / "eval" / "gsm8k" / "test.jsonl", lines)
+    return [
+        f"data={data}", "engine=hf", "limit=4", "benchmark=[gsm8k]", "benchmark.gsm8k.shots=0",
         "evaluation.max_new_tokens=8",
-    )  # fmt: skip
+    ]  # fmt: skip
 
 
-@pytest.fixture(params=["lora_r2", "mos", "pure_sharing"])
-def run(request, tiny, asked):
+@pytest.fixture
+def asked(tiny, questions):
+    return tiny(*questions)
+
+
+@pytest.fixture(scope="module", params=["lora_r2", "mos", "pure_sharing"])
+def evaluated(request, tiny_cell, questions, tmp_path_factory):
+    """A run that was trained and asked, once for all tests."""
     rank = {"lora_r2": "2", "mos": "3", "pure_sharing": "null"}[request.param]
-    path = training.train(tiny(f"method={request.param}", f"method.r={rank}"))
-    evaluate_runs(asked, {path: ["gsm8k"]})
+    own = [*tiny_cell, f"runs_dir={tmp_path_factory.mktemp('evaluated')}"]
+    path = training.train(compose([*own, f"method={request.param}", f"method.r={rank}"]))
+    evaluate_runs(compose([*own, *questions]), {path: ["gsm8k"]})
     return path
+
+
+@pytest.fixture
+def run(evaluated, tmp_path):
+    """Its copy in the test's own folder."""
+    return shutil.copytree(evaluated, tmp_path / "runs" / Path(*evaluated.parts[-3:]))
 
 
 def files(folder):
@@ -71,7 +87,9 @@ def test_the_same_run_gives_the_same_bytes_without_paths_of_this_machine(run, tm
     assert one.read_bytes() == other.read_bytes()
     with tarfile.open(one) as tar:
         config = tar.extractfile("config.yaml").read().decode()
-    assert str(tmp_path) not in "".join(line for line in config.splitlines() if "_dir" in line or "data:" in line)
+    assert str(tmp_path.parent) not in "".join(
+        line for line in config.splitlines() if "_dir" in line or "data:" in line
+    )
     assert not any(line.startswith(f"{key}:") for line in config.splitlines() for key in archive.PATHS)
 
 
