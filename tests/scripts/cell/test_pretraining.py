@@ -2,23 +2,19 @@
 
 import random
 from contextlib import nullcontext
-from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from data_prep.micro.world import World
 from scripts.cell import pretraining
 from scripts.cell.pretraining import micro_model, micro_tokenizer, pretrained, ship, shipped
-
-CONFIGS = Path(__file__).parents[3] / "configs"
+from scripts.config import compose
 
 
 def published(name):
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return compose("config", ["profile=micro", f"model={name}"]).model
+    return compose(["profile=micro", f"model={name}"]).model
 
 
 def config(name="micro_7b", **source):
